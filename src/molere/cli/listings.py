@@ -1,0 +1,117 @@
+"""What there is: methods, models, data sets. Answered from plain tables, without torch."""
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast  # Any: the stored settings
+
+from molere import registry
+from molere.config import dump_value
+from molere.limits import Limits
+from molere.settings import MethodSpec, Schema, known_settings, preset_of
+
+WIDTH = 100
+
+
+def methods(as_json: bool) -> str:
+    """All methods with a line each."""
+    if as_json:
+        return _json({"methods": {n: e.summary for n, e in registry.METHODS.items()}, "presets": dict(registry.PRESETS)})
+    rows = [(name, entry.summary) for name, entry in registry.METHODS.items()]
+    more = ["", "Settings of one: molere methods NAME. Presets, as in lrwopt@paper:"]
+    return "\n".join([*_columns(rows), *more, *_columns(registry.PRESETS.items())])
+
+
+def method(name: str, as_json: bool) -> str:
+    """One method and its settings: type, default, help, and what the preset `paper` changes."""
+    spec = MethodSpec.parse(name)
+    entry, known = registry.METHODS[spec.name], known_settings(spec.name)
+    paper = preset_of(spec, "paper")
+    if as_json:
+        whole = {"method": spec.name, "summary": entry.summary, "settings": known or {}, "paper": paper}
+        return _json(whole)
+    lines = [f"{spec.name}: {entry.summary}", ""]
+    if known is None:
+        lines.append(f"Its settings are the fields of {entry.module}.{entry.attribute}.")
+    lines += _settings(known or {}) or ["It has no settings of its own."]
+    if paper:
+        lines += ["", "Preset paper: " + ", ".join(f"{k}={dump_value(v)}" for k, v in paper.items())]
+    example = next((k for k, e in (known or {}).items() if "fields" not in e and "kinds" not in e), None)
+    if known and example:
+        value = dump_value(known[example]["default"])
+        lines += ["", f"As in: molere train --method '{spec.name}[{example}={value}]', or method.{example}={value}"]
+    return "\n".join(lines)
+
+
+def models(as_json: bool) -> str:
+    """All named classifiers with a line each."""
+    if as_json:
+        return _json({"models": dict(registry.MODELS)})
+    more = ["", "torchvision:NAME is a classifier of torchvision; in Python any nn.Module will do."]
+    return "\n".join([*_columns(registry.MODELS.items()), *more])
+
+
+def data(root: str | None, as_json: bool) -> str:
+    """All data sets: scenarios, and whether they are there."""
+    found = {name: _found(entry, root) for name, entry in registry.DATASETS.items()}
+    if as_json:
+        whole = {
+            name: {"summary": e.summary, "scenarios": list(e.scenarios), "model": e.model, "found": found[name]}
+            for name, e in registry.DATASETS.items()
+        }
+        return _json({"data": whole})
+    lines = list[str]()
+    for name, entry in registry.DATASETS.items():
+        lines += [f"{name}: {entry.summary}", f"  scenarios: {', '.join(entry.scenarios)}", f"  {found[name]}"]
+    return "\n".join(lines)
+
+
+def _found(entry: registry.DatasetEntry, root: str | None) -> str:
+    if not entry.folder:
+        return "embedded: nothing to download"
+    if root is None:
+        return f"give --root PATH, the folder that holds {entry.folder}"
+    folder = Path(root).expanduser() / entry.folder
+    return f"found: {folder}" if folder.is_dir() and any(folder.iterdir()) else f"not found: {folder}"
+
+
+def _settings(known: Schema, prefix: str = "") -> list[str]:
+    lines = list[str]()
+    for key, entry in known.items():
+        if "fields" in entry:
+            lines += [f"{prefix}{key}: {entry.get('help', '')}", *_settings(entry["fields"], f"{prefix}{key}.")]
+        elif "kinds" in entry:
+            lines += _kinds(prefix + key, entry)
+        else:
+            lines += _setting(prefix + key, entry)
+    return lines
+
+
+def _kinds(key: str, entry: Mapping[str, Any]) -> list[str]:
+    default = cast(Mapping[str, object], entry.get("default", {}))
+    lines = [f"{key}={default.get('kind')}", *_wrapped(f"one of {', '.join(entry['kinds'])}. {entry.get('help', '')}")]
+    for kind, fields in entry["kinds"].items():
+        own = {k: {**e, "default": default.get(k, e.get("default"))} for k, e in fields.items()}
+        if kind == default.get("kind"):
+            lines += _settings(own, f"{key}.")
+    return lines
+
+
+def _setting(key: str, entry: Mapping[str, Any]) -> list[str]:
+    default = f"={dump_value(entry['default'])}" if "default" in entry else ""
+    return [f"{key}{default}", *_wrapped(f"{Limits.read(entry)}. {entry.get('help', '')}")]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    table = list(rows)
+    width = max(len(row[0]) for row in table)
+    return [f"{name:<{width}}  {summary}" for name, summary in table]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2)

@@ -1,0 +1,265 @@
+"""compare: methods x seeds on the same data and budget, and the table of their paired differences.
+
+The methods of one seed share data, initial weights and batches. Interrupted comparisons go on where they
+stopped, runs that fail are listed and do not stop the others.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from molere.jobs import Failure, Job, Outcome, Plan, Progress, run_here
+from molere.ledger import Ledger, machine
+from molere.request import Request, call, cores, request, side_by_side
+
+if TYPE_CHECKING:
+    import molere.report
+    import molere.table
+
+FIT = "molere.run:fit"
+LOAD = "molere.data.sources:load"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a comparison found. Printing it shows the table; notebooks show it as HTML.
+
+    results: the stored dictionary of each run that has ended well. failures: why the others have not.
+    """
+
+    results: list[dict[str, Any]]
+    table: "molere.table.Table"
+    about: "molere.report.About"
+    folder: Path | None
+    failures: Mapping[tuple[str, int], Failure]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first failure."""
+        return next((f.exit_code for f in self.failures.values()), 0)
+
+    def to_markdown(self) -> str:
+        """The report: verdict, tables, costs, and how they were made."""
+        from molere import report
+
+        return report.markdown(self.table, self.about)
+
+    def to_csv(self) -> str:
+        """One row for each method, metric and selection."""
+        from molere import report
+
+        return report.as_csv(self.table)
+
+    def to_json(self) -> str:
+        """Everything, the results of the single runs included."""
+        from molere import report
+
+        return report.as_json(self.table, self.about, self.results)
+
+    def screen(self) -> Any:  # a rich renderable
+        """The table for a terminal: `rich.print(comparison.screen())`."""
+        from molere.terminal import Screen
+
+        return Screen(self.table, title=self.about.title, closing=self._closing())
+
+    def __rich__(self) -> Any:  # as above
+        return self.screen()
+
+    def __str__(self) -> str:
+        from molere.terminal import plain
+
+        return plain(self.table, title=self.about.title, closing=self._closing())
+
+    def _repr_html_(self) -> str:
+        from molere import report
+
+        return report.html(self.table, self.about)
+
+    def _closing(self) -> list[str]:
+        return [f"Written to {self.folder}"] if self.folder else []
+
+
+def compare(
+    methods: Sequence[Any],
+    *,
+    data: Any = "digits",
+    model: Any = None,
+    recipe: Any = None,
+    seeds: int | Sequence[int] = 5,
+    out: str | Path | None = None,
+    jobs: int | Literal["auto"] = 1,
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    command: str | None = None,
+) -> Comparison:
+    """Train each method on each seed and compare them with ERM, seed by seed.
+
+    Args: methods: names such as `lrw-hard@paper[keep=true]`, mappings of a spec's fields, or Methods. data:
+    a name, a mapping of arguments of `load`, or a Data. Named data are split anew for each seed. model: a
+    name, a factory or a module; none: the data's own default. recipe: a Recipe, or settings over the data's
+    own defaults; the same for every method. seeds: the seeds, or how many (5: 0 to 4). out: folder of the
+    comparison, its runs and tables; none: nothing is kept. jobs: runs side by side in processes of their own
+    (then everything above must be names and settings); auto: as many as there are cores, one at a time on a
+    GPU. resume: go on where a comparison in `out` stopped; its methods and seeds may be added to. False:
+    start anew. progress: called with news of each run, in this process. command: what the report names as
+    the way to make it again; none: this call.
+
+    Returns:
+        The comparison, failed runs among it.
+
+    Raises: ConfigError, DataError: before any training. StorageError: `out` is in use, not writable, or
+    holds another comparison. If no run at all ended well: the error of the first.
+    """
+    asked = request(methods, data, model, recipe, seeds)
+    count = side_by_side(jobs, asked)
+    with ExitStack() as stack:
+        ledger = None if out is None else stack.enter_context(Ledger(Path(out)))
+        if ledger is not None:
+            ledger.agree(asked.config(), resume=resume)
+            cache = ledger.cache
+        else:
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if count > 1 else None
+        tally = _Tally(asked, ledger, progress, resume)
+        try:
+            _run(tally.waiting, Plan(data, model, recipe, cache, resume, FIT, LOAD), tally.take, count)
+        except BaseException as error:
+            tally.stop(error)
+            raise
+        return tally.close(command or call(asked, jobs), count)
+
+
+class _Tally:
+    """What is known of each job while a comparison runs."""
+
+    def __init__(
+        self, asked: Request, ledger: Ledger | None, progress: Callable[[Progress], None] | None, resume: bool
+    ) -> None:
+        self.labels, self.seeds = tuple(asked.methods), asked.seeds
+        self.ledger, self.progress = ledger, progress
+        self.results: dict[tuple[str, int], dict[str, Any]] = {}
+        self.failures: dict[tuple[str, int], Failure] = {}
+        self.waiting: list[Job] = []
+        for seed in self.seeds:
+            for label, method in asked.methods.items():
+                folder = ledger.run_folder(label, seed) if ledger else None
+                self._enter(Job(label, method, seed, folder), resume)
+        self.headline: Sequence[str] | None = (ledger.status() if ledger else {}).get("headline")
+        self._note("running")
+
+    def _enter(self, job: Job, resume: bool) -> None:
+        kept = self.ledger.finished(job) if self.ledger and resume else None
+        if kept is None:
+            self.waiting.append(job)
+        else:
+            self.results[job.label, job.seed] = kept
+            self._tell(Progress(job, "kept", 1.0, kept.get("last") or {}))
+
+    def take(self, news: Progress | Outcome) -> None:
+        """Take in what a job says."""
+        if isinstance(news, Progress):
+            self._tell(news)
+            return
+        key = (news.job.label, news.job.seed)
+        if news.result is not None:
+            self.results[key] = news.result
+            self.headline = news.result.get("headline") or self.headline
+            self._tell(Progress(news.job, "done", 1.0, news.result.get("last") or {}))
+        elif news.failure is not None:
+            self.failures[key] = news.failure
+            self._tell(Progress(news.job, "failed", 1.0))
+        self._note("running")
+
+    def stop(self, error: BaseException) -> None:
+        """The comparison ends here: say why in the folder."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self._note("interrupted" if interrupted else "failed", error=None if interrupted else str(error))
+
+    def close(self, command: str, count: int) -> Comparison:
+        """The table of all that is there, written to the folder; raises the first failure if nothing is."""
+        if not self.results and self.failures:
+            failure = next(iter(self.failures.values()))
+            self._note("failed", error=failure.message)
+            failure.throw()
+        comparison = self._comparison(command, count)
+        if self.ledger is not None:
+            self.ledger.write("table.md", comparison.to_markdown())
+            self.ledger.write("table.csv", comparison.to_csv())
+            self.ledger.write("table.json", comparison.to_json())
+        self._note("failed" if self.failures else "done")
+        return comparison
+
+    def _comparison(self, command: str, count: int) -> Comparison:
+        from molere.report import About  # here: scipy takes longer to load than all that is above
+        from molere.table import tabulate
+
+        results = [
+            r for label in self.labels for seed in self.seeds if (r := self.results.get((label, seed)))
+        ]
+        table = tabulate(
+            results,
+            labels=self.labels,
+            seeds=self.seeds,
+            headline=self.headline,
+            failures={key: failure.message for key, failure in self.failures.items()},
+        )
+        about = About(
+            title=_title(results[0], len(self.seeds)),
+            command=command,
+            date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+            machine="; ".join(self._machines()),
+            jobs=count,
+        )
+        return Comparison(results, table, about, self.ledger.path if self.ledger else None, self.failures)
+
+    def _machines(self) -> list[str]:
+        if self.ledger is not None:
+            return self.ledger.machines()
+        import torch  # which has trained by now
+
+        from molere.storage import environment
+
+        return [machine(environment("cuda" if torch.cuda.is_initialized() else "cpu"))]
+
+    def _tell(self, news: Progress) -> None:
+        if self.progress is not None:
+            self.progress(news)
+
+    def _note(self, state: str, **fields: object) -> None:
+        if self.ledger is not None:
+            failed = [{"method": m, "seed": s, "error": f.message} for (m, s), f in self.failures.items()]
+            of, code = (
+                len(self.labels) * len(self.seeds),
+                next((f.exit_code for f in self.failures.values()), 0),
+            )
+            self.ledger.set_status(
+                state,
+                runs=len(self.results),
+                of=of,
+                exit_code=code,
+                failed=failed,
+                headline=self.headline,
+                **fields,
+            )
+
+
+def _run(jobs: Sequence[Job], plan: Plan, emit: Callable[[Progress | Outcome], None], count: int) -> None:
+    if count == 1:
+        if jobs:
+            run_here(jobs, plan, emit)
+        return
+    from molere.workers import run_side_by_side
+
+    run_side_by_side(jobs, plan, emit, workers=count, threads=max(1, cores() // count))
+
+
+def _title(result: Mapping[str, Any], seeds: int) -> str:
+    """Data, scenario, model, updates, seeds: `digits (hidden-group), mlp, 540 updates, 5 seeds`."""
+    scenario = f" ({result['scenario']})" if result.get("scenario") else ""
+    stated: Mapping[str, Any] = result.get("settings") or {}
+    model = [str(stated["model"])] if stated.get("model") else []
+    count = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    return ", ".join([f"{result['data']}{scenario}", *model, f"{result['updates']} updates", count])

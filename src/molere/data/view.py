@@ -1,0 +1,39 @@
+"""A part of a pool, addressed as a pool of its own: what a scout is trained on."""
+
+import hashlib
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from molere.data.pool import Batch, Pool
+
+
+class PoolView:
+    """Examples `index` of another pool; position i here is position index[i] there."""
+
+    def __init__(self, pool: Pool, index: Int[Tensor, " k"]) -> None:
+        self._pool, self._index = pool, index
+        self.y = pool.y[index]
+        self.group = None if pool.group is None else pool.group[index]
+        self.clean_y = None if pool.clean_y is None else pool.clean_y[index]
+        self.ids = None if pool.ids is None else pool.ids[index.cpu().numpy()]
+        self.num_classes = pool.num_classes
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def batch(self, index: Int[Tensor, " n"], *, augment: torch.Generator | None = None) -> Batch:
+        """The batch of these positions, with positions of the view as its index."""
+        there = self._pool.batch(self._index[index.to(self._index.device)], augment=augment)
+        return Batch(there.x, there.y, index.to(there.y.device), there.group)
+
+    def fingerprint(self) -> str:
+        """Hash of the pool's fingerprint and the positions."""
+        return hashlib.sha256(
+            self._pool.fingerprint().encode() + self._index.cpu().numpy().tobytes()
+        ).hexdigest()
+
+    def to(self, device: str | torch.device) -> "PoolView":
+        """The same view of the pool on a device."""
+        return PoolView(self._pool.to(device), self._index.to(device))

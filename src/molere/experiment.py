@@ -1,0 +1,230 @@
+"""Experiment: all that a command is asked to run, from flags, files and presets; checked without torch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal, cast
+
+from annotated_types import Ge
+
+from molere import registry, settings
+from molere.config import dump_value, merge_all
+from molere.errors import ConfigError
+from molere.fields import build, check_fields, refuse
+from molere.limits import shown
+from molere.names import one_line, unknown
+from molere.settings import MethodSpec, Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """Which examples to train on."""
+
+    name: str = "digits"
+    """Data set; `molere data list` shows them."""
+    root: str | None = None
+    """Folder that holds the data set; none: embedded, or the usual places."""
+    scenario: str | None = None
+    """What is done to the training data; none: the first that the data set offers."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Train on this many examples, drawn in proportion to the classes; none: on all."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Methods, seeds, data and settings of one command; what it is written to, and how."""
+
+    data: DataChoice = DataChoice()
+    """The examples."""
+    model: str | None = None
+    """Classifier; `molere models` shows them. None: the one that suits the data."""
+    methods: tuple[str, ...] = ("molere",)
+    """Methods, each as NAME, NAME@PRESET or NAME[key=value]."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; a number N alone means 0 to N - 1."""
+    preset: str = "default"
+    """Settings of all methods that name no preset themselves: default, or paper (as published)."""
+    train: Mapping[str, object] = field(default_factory=dict[str, object])
+    """How classifiers are trained, the same for every method."""
+    method: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Settings of the methods, for each that has one of the name."""
+    out: str | None = None
+    """Folder for the results; none: a name below ./molere-runs."""
+    jobs: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Runs side by side."""
+    resume: str = "auto"
+    """auto: go on where the folder stopped; never: start anew; or the folder to go on with."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def specs(self) -> list[MethodSpec]:
+        """The methods, read."""
+        return [MethodSpec.parse(m) for m in self.methods]
+
+    @property
+    def scenario(self) -> str | None:
+        """The scenario asked for, or the data set's first."""
+        return self.data.scenario or registry.DATASETS[self.data.name].scenarios[0]
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits of what is trained: not of seeds, methods, folder and number of jobs."""
+        what = {k: v for k, v in asdict(self).items() if k in ("data", "model", "preset", "train", "method")}
+        text = json.dumps({**what, "scenario": self.scenario}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def labels(self) -> list[str]:
+        """The methods with the preset and the settings under `method` written into each that has them."""
+        return [str(_resolved(spec, self)) for spec in self.specs]
+
+
+def _resolved(spec: MethodSpec, e: Experiment) -> MethodSpec:
+    preset = spec.preset or (e.preset if registry.METHODS[spec.name].paper and e.preset != "default" else "")
+    return MethodSpec(spec.name, preset, merge_all(spec.settings, settings.applicable(spec, e.method)))
+
+
+def experiment(*layers: Mapping[str, object]) -> Experiment:
+    """The experiment that layers of settings describe, the last on top; short forms are understood.
+
+    `data: digits`, `methods: erm,molere`, `seeds: 5` (0 to 4) and `seeds: 3,5,7`. Raises one ConfigError,
+    with a line for each unknown name or key and each value outside its limits.
+    """
+    merged = merge_all(*(_with_mapping(layer) for layer in layers))
+    mistakes = list[str]()
+    for key, read in (("methods", _methods), ("seeds", _seeds)):
+        if key in merged:
+            try:
+                merged[key] = read(merged[key])
+            except ConfigError as e:
+                mistakes.append(str(e))
+                del merged[key]
+    try:
+        found = build(Experiment, merged)
+    except ConfigError as e:
+        raise ConfigError("\n".join([*mistakes, str(e)])) from None
+    refuse([*mistakes, *_mistakes(found)])
+    return found
+
+
+def _with_mapping(layer: Mapping[str, object]) -> dict[str, object]:
+    return {k: {"name": v} if k == "data" and isinstance(v, str) else v for k, v in layer.items()}
+
+
+def _methods(value: object) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(t, str) for t in cast(list[object], texts))
+    ):
+        raise ConfigError(f"methods must be a list such as [erm, molere]; got {one_line(value)}.")
+    return [str(s) for s in settings.parse_specs(",".join(cast(list[str], texts)))]
+
+
+def _seeds(value: object) -> list[int]:
+    """5 -> 0, 1, 2, 3, 4; "3,5,7" or a list -> these."""
+    if isinstance(value, str):
+        parts = [p.strip() for p in value.split(",")]
+        read: list[object] = [int(p) if p.isdecimal() else p for p in parts]
+        return _seeds(read[0] if len(read) == 1 and parts[0].isdecimal() else read)
+    if type(value) is int and 0 < value <= 10_000:
+        return list(range(value))
+    found = cast(list[object], value) if isinstance(value, list) else []
+    good = [s for s in found if type(s) is int and 0 <= s < 2**63]
+    if not found or len(good) < len(found):
+        raise ConfigError(
+            f"seeds must be a number of seeds or a list of them, as in 5 or 3,5,7; got {shown(value)}."
+        )
+    if len(set(good)) < len(good):
+        raise ConfigError(f"seeds must differ; got {shown(good)}.")
+    return good
+
+
+def _mistakes(e: Experiment) -> list[str]:
+    found = list[str]()
+    entry = registry.DATASETS.get(e.data.name)
+    if entry is None:
+        found.append(unknown("data set", e.data.name, registry.DATASETS))
+    elif e.data.scenario is not None and e.data.scenario not in entry.scenarios:
+        found.append(unknown(f"scenario of {e.data.name}", e.data.scenario, entry.scenarios))
+    if e.preset not in registry.PRESETS:
+        return [*found, unknown("preset", e.preset, registry.PRESETS)]
+    if e.model is not None:
+        found += _said(settings.check_model, e.model)
+    found += settings.mistakes_in(e.train, settings.recipe_settings(), "train")
+    found += settings.nobodys(e.specs, e.method)
+    for spec in e.specs:
+        found += settings.check_spec(spec, settings.applicable(spec, e.method), e.preset)
+    return found
+
+
+def _said(check: Callable[[str], None], name: str) -> list[str]:
+    try:
+        check(name)
+    except ConfigError as e:
+        return [str(e)]
+    return []
+
+
+def resolved_yaml(e: Experiment, *, heading: Sequence[str] = ()) -> str:
+    """The experiment as a settings file with a comment for each key; reading it gives the same experiment.
+
+    Settings of training and methods that were not stated follow as comments with their defaults.
+    """
+    known = settings.schema().get("experiment", {})
+    sections = {"data": known.get("data", {}).get("fields", {}), "train": settings.recipe_settings()}
+    sections["method"] = {
+        k: v for spec in e.specs for k, v in (settings.known_settings(spec.name) or {}).items()
+    }
+    lines = [f"# {line}" for line in heading]
+    for key, value in asdict(e).items():
+        comment = _comment(known.get(key, {}))
+        if key in sections:
+            lines += _section(key, cast(Mapping[str, object], value), sections[key], comment)
+        else:
+            lines.append(f"{key}: {dump_value(value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _section(key: str, stated: Mapping[str, object], known: Schema, comment: str) -> list[str]:
+    unstated = [f"  # {line[2:]}" for line in _lines(_unstated(known, stated), known, "  ")]
+    return [f"{key}:{'' if stated else ' {}'}{comment}", *_lines(stated, known, "  "), *unstated]
+
+
+def _lines(mapping: Mapping[str, object], known: Schema, indent: str) -> list[str]:
+    lines = list[str]()
+    for key, value in mapping.items():
+        entry = known.get(key, {})
+        inner = cast(Mapping[str, object], value if isinstance(value, Mapping) else {})
+        scalar = "" if inner else f" {dump_value(cast(object, value))}"
+        lines.append(f"{indent}{dump_value(key)}:{scalar}{_comment(entry)}")
+        lines += _lines(inner, _inside(entry, inner.get("kind")), indent + "  ")
+    return lines
+
+
+def _unstated(known: Schema, stated: Mapping[str, object]) -> dict[str, object]:
+    """The defaults of what was not stated, level by level."""
+    found = dict[str, object]()
+    for key, entry in known.items():
+        given = stated.get(key, {})
+        if "fields" in entry and isinstance(given, Mapping):
+            inner = _unstated(entry["fields"], cast(Mapping[str, object], given))
+            found |= {key: inner} if inner else {}
+        elif key not in stated and "default" in entry:
+            found[key] = entry["default"]
+    return found
+
+
+def _inside(entry: Schema, kind: object) -> Schema:
+    return entry.get("fields") or entry.get("kinds", {}).get(kind, {})
+
+
+def _comment(entry: Schema) -> str:
+    return f"  # {entry['help']}" if entry.get("help") else ""

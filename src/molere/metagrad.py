@@ -1,0 +1,189 @@
+"""The gradient of a validation loss with respect to per-example weights, without differentiating through the update.
+
+With theta'(w) one optimiser step on (1/n) sum_i w_i l_i(theta), the chain rule gives, exactly,
+
+    d L_val(theta') / d w_i  =  1/n < (d theta'/d grad)^T grad L_val(theta'),  grad l_i(theta) >.
+
+All n inner products are one directional derivative of the vector of losses, so no second-order graph is built. An
+estimator takes that derivative: `ForwardMode` to rounding error, the differences from ordinary forward passes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from molere.learner import Learner
+from molere.optim import Params
+
+Losses = Callable[[Params], Float[Tensor, " n"]]
+
+DIFFERENCE_STEP = 1e-5
+"""Length of a difference step over the length of theta: larger meets kinks and curvature, smaller meets rounding."""
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Takes < direction, grad l_i(theta) > for all i; `base` is l(theta), where the caller has it already."""
+
+    def __call__(
+        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """The n products."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Forward passes it takes when `base` is given (a forward-mode pass counts two)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    """One forward-mode pass: exact to rounding. Needs kernels with forward derivatives (flash attention has none)."""
+
+    name: str = "exact"
+    passes: int = 2
+
+    def __call__(
+        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """d/dt l(theta + t direction) at t = 0."""
+        with torch.no_grad(), forward_ad.dual_level():
+            out = losses({k: forward_ad.make_dual(t.detach(), direction[k]) for k, t in theta.items()})
+            primal, tangent = forward_ad.unpack_dual(out)
+            return torch.zeros_like(primal) if tangent is None else tangent.clone()
+
+
+@dataclass(frozen=True)
+class OneSidedDifference:
+    """[l(theta + e v) - l(theta)] / e, one forward pass if l(theta) is known; error of order e."""
+
+    name: str = "one-sided"
+    passes: int = 1
+
+    def __call__(
+        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """The forward difference with |e v| = 1e-5 |theta|."""
+        step = _step(theta, direction)
+        with torch.no_grad():
+            start = losses(theta) if base is None else base.detach()
+            return start.new_zeros(start.shape) if step == 0 else (losses(_moved(theta, direction, step)) - start) / step
+
+
+@dataclass(frozen=True)
+class CentralDifference:
+    """[l(theta + e v) - l(theta - e v)] / 2e, two forward passes; error of order e^2."""
+
+    name: str = "central"
+    passes: int = 2
+
+    def __call__(
+        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """The central difference with |e v| = 1e-5 |theta|."""
+        step = _step(theta, direction)
+        with torch.no_grad():
+            ahead = losses(_moved(theta, direction, step))
+            return (ahead - losses(_moved(theta, direction, -step))) / (2 * step) if step else torch.zeros_like(ahead)
+
+
+ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (ForwardMode(), OneSidedDifference(), CentralDifference())}
+
+
+def _step(theta: Params, direction: Params) -> float:
+    length = torch.stack(torch._foreach_norm(list(direction.values()))).norm()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    size = torch.stack(torch._foreach_norm(list(theta.values()))).norm()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return float(torch.where(length > 0, DIFFERENCE_STEP * size / length, 0.0))
+
+
+def _moved(theta: Params, direction: Params, step: float) -> Params:
+    moved = torch._foreach_add([t.detach() for t in theta.values()], [direction[k] for k in theta], alpha=step)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return dict(zip(theta, moved, strict=True))
+
+
+def gradient(loss: Callable[[Params], Float[Tensor, ""]], theta: Params) -> Params:
+    """grad loss(theta), by name; zeros for parameters that the loss does not depend on."""
+    leaves = {k: t.detach().requires_grad_() for k, t in theta.items()}
+    with torch.enable_grad():
+        grads = torch.autograd.grad(loss(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(theta, grads, strict=True))
+
+
+def weight_gradient(
+    learner: Learner,
+    losses: Losses,
+    val_loss: Callable[[Params], Float[Tensor, ""]],
+    w: Float[Tensor, " n"],
+    *,
+    along: Estimator | None = None,
+) -> Float[Tensor, " n"]:
+    """d L_val(theta') / d w, theta' one step of the learner's optimiser on mean(w l(theta)); nothing is changed.
+
+    Args:
+        learner: the classifier; its parameters, optimiser state and learning rate define the step.
+        losses: theta -> per-example losses [n].
+        val_loss: theta -> validation loss, a scalar.
+        w: weights [n] as they enter the mean, any sign.
+        along: how the inner products are taken; default: forward mode.
+
+    Returns:
+        [n], the derivative for each weight as used (after any normalisation).
+    """
+    theta = {k: p.detach() for k, p in learner.params.items()}
+    ahead, pull_back = learner.lookahead(gradient(lambda t: (w.detach() * losses(t)).mean(), theta))
+    direction = pull_back(gradient(val_loss, ahead))
+    return (along or ForwardMode())(losses, theta, direction) / len(w)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The estimator that a probe chose, and why."""
+
+    estimator: Estimator
+    reason: str
+
+
+def probe(losses: Losses, theta: Params, direction: Params, base: Float[Tensor, " n"] | None) -> Choice:
+    """Try the estimators on one batch and choose the cheapest that is good enough.
+
+    float64 or no base losses (mixed precision): forward mode, where the module supports it. Otherwise the one-sided
+    difference if its products have a cosine of at least .999 with the exact ones, else the central difference on the
+    same terms, else forward mode. A module whose losses differ between two identical passes gets forward mode.
+    """
+    exact = _try_forward(losses, theta, direction)
+    if base is None or base.dtype == torch.float64:
+        reason = "float64 or mixed precision" if exact is not None else "no forward derivatives in this module"
+        return Choice(ForwardMode() if exact is not None else CentralDifference(), reason)
+    with torch.no_grad():
+        again = losses(theta)
+    if not torch.allclose(again, base, rtol=1e-4, atol=1e-5) and exact is not None:
+        return Choice(ForwardMode(), "two identical passes gave different losses")
+    central = CentralDifference()(losses, theta, direction)
+    truth = central if exact is None else exact
+    candidates: list[tuple[Estimator, Tensor]] = [
+        (OneSidedDifference(), OneSidedDifference()(losses, theta, direction, base=base)),
+        (CentralDifference(), central),
+    ]
+    for estimator, products in candidates:
+        cosine = float(torch.nn.functional.cosine_similarity(products, truth, dim=0))
+        if cosine >= 0.999 or float(truth.norm()) == 0.0:
+            return Choice(estimator, f"cosine {cosine:.5f} with the {'central' if exact is None else 'exact'} products")
+    return Choice(ForwardMode() if exact is not None else CentralDifference(), "differences were not accurate enough")
+
+
+def _try_forward(losses: Losses, theta: Params, direction: Params) -> Tensor | None:
+    try:
+        return ForwardMode()(losses, theta, direction)
+    except (NotImplementedError, RuntimeError):  # torch says so in either way when a kernel has no forward derivative
+        return None

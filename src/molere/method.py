@@ -1,0 +1,461 @@
+"""Method, the seam on which every method is written; Run, what a method is lent; Result, what comes out."""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from molere import rng
+from molere.bank import Bank
+from molere.data.pool import Batch, Pool
+from molere.learner import Learner
+from molere.losses import cross_entropy
+from molere.metagrad import ESTIMATORS, Losses, probe
+from molere.models import feature_width
+from molere.optim import Params, make_optimizer
+from molere.recipe import Recipe
+from molere.split import Split, probabilistic_margin, random_part
+from molere.steps import Cost, Look, Seen, Taken, Tap, effective_sample_size, mean
+
+S = TypeVar("S")
+
+EVAL_BATCH = 1024
+
+
+class Method(abc.ABC, Generic[S]):
+    """A way to train a classifier: frozen settings here, all that changes in a state of type S.
+
+    S is a dataclass of Learners, tensors, numbers, strings and None, so that it can be saved and resumed at any update.
+    A method never holds a loop, a loader or a device; it asks the run it is lent.
+    """
+
+    @abc.abstractmethod
+    def init(self, run: "Run") -> S:
+        """The state at the start: networks, tables, whatever scouts are needed."""
+
+    @abc.abstractmethod
+    def split(self, run: "Run", state: S) -> Split | None:
+        """Which examples train and which validate, asked at the start of each epoch; None ends the run."""
+
+    @abc.abstractmethod
+    def step(self, run: "Run", state: S, batch: Batch) -> Taken:
+        """Exactly one classifier update (`run.update`), and whatever else belongs to it."""
+
+
+@runtime_checkable
+class Scouts(Protocol):
+    """Trains first-stage models with the run's own recipe, once for the same content."""
+
+    def __call__(
+        self, run: "Run", *, on: Int[Tensor, " k"], epochs: float, method: "Method[Any] | None"
+    ) -> Float[Tensor, "N c"]:
+        """Logits of the whole pool under a model (none: ERM) trained on part of it, for a share of the run's epochs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run produced: the trained classifier, metrics at the last update and at the best by validation, cost."""
+
+    method: str
+    label: str
+    seed: int
+    data: str
+    scenario: str
+    classifier: nn.Module
+    updates: int
+    stopped: str
+    last: Mapping[str, float]
+    best: Mapping[str, float]
+    best_epoch: int
+    history: list[dict[str, float]]
+    samples: Mapping[str, object]
+    cost: Cost
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def weights(self) -> Tensor:
+        """The weight each training example had when it was last used [N]; NaN if it never was."""
+        return torch.as_tensor(self.samples["weight"])
+
+    def as_dict(self) -> dict[str, object]:
+        """The part that is stored as result.json."""
+        names = ("method", "label", "seed", "data", "scenario", "updates", "stopped", "best_epoch")
+        return {
+            **{n: getattr(self, n) for n in names},
+            "last": dict(self.last),
+            "best": dict(self.best),
+            "cost": self.cost.as_dict(),
+            "settings": dict(self.settings),
+        }
+
+
+class Run:
+    """What the library lends a method: data, classifier, passes, updates, randomness and scouts; nothing more.
+
+    Attributes:
+        pool: the labelled examples, addressed by index.
+        recipe: how the classifier is trained.
+        seed: of all draws of this run.
+        classifier: the module being trained, its optimiser and schedule.
+        split: the split in force.
+        epoch, updates: epochs begun and classifier updates done.
+        budget, per_epoch: classifier updates in all and for each epoch.
+        cost: passes counted so far.
+        waited: seconds this process spent on scouts.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        recipe: Recipe,
+        seed: int,
+        classifier: Learner,
+        head: nn.Module | None,
+        device: torch.device,
+        budget: int,
+        per_epoch: int,
+        batch_size: int,
+        scouts: Scouts,
+    ) -> None:
+        self.pool, self.recipe, self.seed, self.classifier, self.device = pool, recipe, seed, classifier, device
+        self.budget, self.per_epoch, self.batch_size = budget, per_epoch, batch_size
+        self.epoch, self.updates, self.cost = 0, 0, Cost()
+        self.split = Split(torch.arange(len(pool), device=device), torch.empty(0, dtype=torch.int64, device=device))
+        self.learners: dict[str, Learner] = {"classifier": classifier}
+        self.columns: dict[str, Tensor] = {}
+        self.logged: dict[str, float] = {}
+        self.estimator: str | None = None if recipe.estimator == "auto" else recipe.estimator
+        self.weight = torch.full((len(pool),), float("nan"), device=device)
+        self.times_in_validation = torch.zeros(len(pool), dtype=torch.int64, device=device)
+        self.waited = 0.0
+        self._scouts, self._tap = scouts, None if head is None else Tap(head)
+        self._bank: Bank | None = None
+        self._stream, self._val_drawn = 0, 0
+        self._orders: dict[tuple[str, int], Tensor] = {}
+        self._low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
+        self._sums: dict[str, Tensor] = {}
+
+    # ---- randomness and progress
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A generator for one purpose at this update, the same however the run came here."""
+        return rng.generator(self.seed, purpose, self.updates)
+
+    def due(self, every: int) -> bool:
+        """Whether this update is one of those that come once in `every`, the first of a run included."""
+        return self.updates % every == 0
+
+    def passed(self, share: float) -> bool:
+        """Whether this share of the budget has been spent, in whole epochs."""
+        return self.epoch >= round(share * (self.budget // self.per_epoch))
+
+    # ---- batches
+
+    def resplit(self, split: Split) -> None:
+        """Change the split within an epoch, from the next update on."""
+        self.use(split, at=self.updates + 1)
+
+    def use(self, split: Split, *, at: int) -> None:
+        """Train and validate on this split from update `at` on; both streams of batches begin anew."""
+        here = self.device
+        self.split = split if split.train.device == here else Split(split.train.to(here), split.val.to(here), split.shared)
+        self._stream, self._val_drawn = at, 0
+        self._orders.clear()
+        if len(split.val):
+            self.times_in_validation.index_add_(0, self.split.val, torch.ones_like(self.split.val))
+
+    def train_batch(self) -> Batch:
+        """The training batch of this update: without repetition until the training part is used up."""
+        start = (self.updates - self._stream) * self.batch_size
+        index = self._positions("batches", self.split.train, start, self.batch_size)
+        augment = self.rng("augment") if self.recipe.augment else None
+        return self.pool.batch(index, augment=augment)
+
+    def val_batch(self) -> Batch:
+        """The next validation batch, cycling through the validation part."""
+        size = min(self.recipe.val_batch_size or self.batch_size, len(self.split.val))
+        index = self._positions("validation", self.split.val, self._val_drawn, size)
+        self._val_drawn += size
+        augment = self.rng("augment-validation") if self.recipe.augment else None
+        return self.pool.batch(index, augment=augment)
+
+    def _positions(self, purpose: str, part: Tensor, start: int, count: int) -> Tensor:
+        pieces: list[Tensor] = []
+        while count > 0:
+            lap, offset = divmod(start, len(part))
+            piece = self._order(purpose, part, lap)[offset : offset + count]
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _order(self, purpose: str, part: Tensor, lap: int) -> Tensor:
+        if (purpose, lap) not in self._orders:
+            self._orders.pop((purpose, lap - 2), None)
+            shuffled = torch.randperm(len(part), generator=rng.generator(self.seed, purpose, self._stream, lap))
+            self._orders[purpose, lap] = part[shuffled.to(part.device)]
+        return self._orders[purpose, lap]
+
+    # ---- passes and updates
+
+    def forward(self, batch: Batch) -> Seen:
+        """The one training forward of a batch; the step, the weights, the bank and the meta-gradient all share it."""
+        stream = rng.key(self.seed, "dropout", self.updates)
+        rng.reseed(stream)
+        logits, features = self._outputs(batch.x)
+        self.cost.forward += len(batch)
+        return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
+
+    def update(self, seen: Seen, weights: Float[Tensor, " n"] | None = None, *, remember: bool = False) -> Taken:
+        """One classifier update on mean(w_i l_i) (weights none: all 1); all-zero weights leave it where it is.
+
+        remember: keep what `look_back` needs.
+        """
+        w = None if weights is None else weights.detach()
+        before = self.classifier.snapshot() if remember else None
+        sensitivity = self.classifier.sensitivity() if remember else None
+        if w is None or float(w.abs().sum()) > 1e-12:
+            self.classifier.step(seen.losses.mean() if w is None else (w * seen.losses).mean())
+        self.cost.backward += len(seen)
+        self._record(seen, w)
+        return Taken(seen, w, before, sensitivity)
+
+    def look_back(self, taken: Taken, objective: Callable[[Tensor], Tensor] = mean) -> Look:
+        """The next validation batch at the parameters the step has just led to (fused order)."""
+        assert taken.before is not None, "update with remember=True first"
+        assert taken.sensitivity is not None, "update with remember=True first"
+        look, grads = self._validate(None, objective)
+        direction = self.classifier.pull_back(taken.sensitivity, grads, before=taken.before)
+        return Look(*look, seen=taken.seen, theta=taken.before, direction=direction)
+
+    def look(self, seen: Seen) -> Look:
+        """The next validation batch at the present parameters, without a gradient."""
+        look, _ = self._validate(None, None)
+        return Look(*look, seen=seen, theta={}, direction={})
+
+    def look_ahead(self, seen: Seen, weights: Tensor, objective: Callable[[Tensor], Tensor] = mean) -> Look:
+        """The next validation batch at the parameters a step with these weights would lead to (strict order)."""
+        loss, leaves = (weights.detach() * seen.losses).mean(), self.classifier.params
+        grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+        ahead, pull_back = self.classifier.lookahead(dict(zip(leaves, grads, strict=True)))
+        look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective)
+        self.cost.virtual_backward += len(seen)
+        theta = {k: p.detach() for k, p in leaves.items()}
+        return Look(*look, seen=seen, theta=theta, direction=pull_back(at_ahead))
+
+    def weight_gradient(self, look: Look) -> Float[Tensor, " n"]:
+        """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
+        losses, seen = self.losses_of(look.seen), look.seen
+        exact_base = self._low is None and self.recipe.meta_bn == "batch"
+        base = seen.losses.detach() if exact_base else None
+        if self.estimator is None:
+            choice = probe(losses, look.theta, look.direction, base)
+            self.estimator = choice.estimator.name
+        estimator = ESTIMATORS[self.estimator]
+        self.cost.virtual_forward += len(seen) * (estimator.passes + (base is None and self.estimator == "one-sided"))
+        return estimator(losses, look.theta, look.direction, base=base) / len(seen)
+
+    def losses_of(self, seen: Seen) -> Losses:
+        """Theta -> losses of the batch [n], in the mode and with the dropout masks of its training pass; virtual."""
+
+        def losses(theta: Params) -> Tensor:
+            with self.classifier.at(theta, stream=seen.stream, training=self._virtual_mode):
+                logits = self.classifier(self.classifier.cast(seen.batch.x))
+            if self._tap is not None:
+                self._tap.take()
+            return cross_entropy(logits, seen.batch.y)
+
+        return losses
+
+    def _validate(
+        self, theta: Params | None, objective: Callable[[Tensor], Tensor] | None
+    ) -> tuple[tuple[Batch, Tensor, Tensor, Tensor], Params]:
+        batch, leaves = self.val_batch(), self.classifier.params if theta is None else theta
+        stream = rng.key(self.seed, "dropout-validation", self.updates)
+        with self.classifier.at(theta, stream=stream, training=self._virtual_mode), torch.set_grad_enabled(objective is not None):
+            logits, features = self._outputs(batch.x)
+            losses = cross_entropy(logits, batch.y)
+        self.cost.virtual_forward += len(batch)
+        grads: Sequence[Tensor] = ()
+        if objective is not None:
+            grads = torch.autograd.grad(objective(losses), list(leaves.values()), allow_unused=True, materialize_grads=True)
+            self.cost.virtual_backward += len(batch)
+        if self._bank is not None:
+            self._bank.write(batch.index, features=features, logits=logits, losses=losses, update=self.updates)
+        return (batch, logits.detach(), losses.detach(), features), dict(zip(leaves, grads, strict=False))
+
+    @property
+    def _virtual_mode(self) -> bool | None:
+        return None if self.recipe.meta_bn == "batch" else False
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with nullcontext() if self._low is None else torch.autocast(self.device.type, self._low):
+            logits = self.classifier(self.classifier.cast(x))
+        logits = logits if self._low is None else logits.float()
+        return logits, logits.detach() if self._tap is None else self._tap.take().to(logits.dtype)
+
+    def _record(self, seen: Seen, w: Tensor | None) -> None:
+        index, losses = seen.batch.index, seen.losses.detach()
+        if self._bank is not None:
+            self._bank.write(index, features=seen.features, logits=seen.logits, losses=losses, update=self.updates)
+        self._add("train_loss", losses.mean())
+        if w is None:
+            self.weight.index_fill_(0, index, 1.0)
+        else:
+            self.weight.index_copy_(0, index, w.to(self.weight.dtype))
+            self._add("effective_sample_size", effective_sample_size(w))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = value if name not in self._sums else self._sums[name] + value
+
+    # ---- what is known of the examples
+
+    @property
+    def feature_width(self) -> int:
+        """Width d of the penultimate features."""
+        return feature_width(self.classifier.model)
+
+    @property
+    def bank(self) -> Bank:
+        """What the last pass saw of each example; kept from the first time it is asked for."""
+        if self._bank is None:
+            self._bank = Bank(len(self.pool), self.device)
+        return self._bank
+
+    def keep_bank(self) -> None:
+        """Have every pass written down from now on; say so in `init`."""
+        _ = self.bank
+
+    def refresh_bank(self, since: int) -> None:
+        """An exact pass over the examples that the bank has not seen since an update number."""
+        stale = self.bank.stale(since)
+        for index, logits, features in self.predictions(stale):
+            losses = cross_entropy(logits, self.pool.y[index])
+            self.bank.write(index, features=features, logits=logits, losses=losses, update=self.updates)
+
+    def predictions(self, index: Int[Tensor, " k"]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(index, logits, features) in chunks: evaluation mode, no augmentation, no gradient, nothing changed."""
+        for chunk in index.split(EVAL_BATCH):
+            with torch.no_grad(), self.classifier.at(None, training=False):
+                logits, features = self._outputs(self.pool.batch(chunk).x)
+            self.cost.virtual_forward += len(chunk)
+            yield chunk, logits, features
+
+    def predict(self, index: Int[Tensor, " k"]) -> tuple[Float[Tensor, "k c"], Float[Tensor, "k d"]]:
+        """Logits and penultimate features of some examples, as `predictions`."""
+        parts = list(self.predictions(index))
+        return torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+
+    def mean_loss(self, index: Int[Tensor, " k"]) -> float:
+        """Mean cross-entropy of some examples under the present classifier."""
+        return float(cross_entropy(self.predict(index)[0], self.pool.y[index]).mean())
+
+    # ---- further networks, scouts, notes
+
+    def learner(self, name: str, net: nn.Module, *, optimizer: str = "adam", lr: float, momentum: float = 0.9) -> Learner:
+        """A further network with its optimiser, saved and resumed under its name."""
+        net = net.to(self.device)
+        made = make_optimizer(optimizer, net.parameters(), lr=lr, momentum=momentum)
+        self.learners[name] = Learner(name, net, made)
+        return self.learners[name]
+
+    def scout(
+        self, *, on: Int[Tensor, " k"], epochs: float = 1.0, method: Method[Any] | None = None
+    ) -> Float[Tensor, "N c"]:
+        """Logits of the whole pool under a model (none: ERM) trained on part of it, for a share of the epochs; cached."""
+        with torch.enable_grad():
+            return self._scouts(self, on=on, epochs=epochs, method=method)
+
+    def crossfit(
+        self, folds: int = 5, epochs: float = 0.5, *, method: Method[Any] | None = None
+    ) -> Float[Tensor, "N c"]:
+        """Out-of-fold logits: each example under the model (none: ERM) of the fold that left it out."""
+        order = torch.randperm(len(self.pool), generator=rng.generator(self.seed, "folds")).to(self.device)
+        by_class = order[torch.argsort(self.pool.y[order], stable=True)]
+        out: Tensor | None = None
+        for fold in range(folds):
+            held = by_class[fold::folds]
+            mask = torch.ones(len(self.pool), dtype=torch.bool, device=self.device)
+            mask[held] = False
+            logits = self.scout(on=mask.nonzero().flatten(), epochs=epochs, method=method)
+            out = torch.zeros_like(logits) if out is None else out
+            out[held] = logits[held]
+        assert out is not None, "at least one fold"
+        return out
+
+    def margins(self, source: str, *, folds: int = 5, epochs: float = 0.5) -> Float[Tensor, " N"]:
+        """Probabilistic margins (eq. 7) of the pool: `crossfit`, or `scout` (ERM on a random nine tenths, as published)."""
+        if source == "crossfit":
+            logits = self.crossfit(folds, epochs)
+        else:
+            held = random_part(self.pool.y.cpu(), 0.1, rng.generator(self.seed, "scout-part"))
+            mask = torch.ones(len(self.pool), dtype=torch.bool)
+            mask[held] = False
+            logits = self.scout(on=mask.nonzero().flatten().to(self.device))
+        return probabilistic_margin(logits.softmax(1), self.pool.y)
+
+    def note(self, **columns: Float[Tensor, " N"]) -> None:
+        """Per-example values that belong into samples.parquet."""
+        self.columns.update({k: v.detach() for k, v in columns.items()})
+
+    def log(self, **metrics: float) -> None:
+        """Numbers that belong into this epoch's row of metrics."""
+        self.logged.update(metrics)
+
+    # ---- for the loop
+
+    def row(self) -> dict[str, float]:
+        """This epoch's means of what the updates recorded, and what the method logged; both are forgotten here."""
+        sums = {k: float(v) / self.per_epoch for k, v in self._sums.items()}
+        row = {"effective_sample_size": 1.0, **sums, **self.logged}
+        self._sums, self.logged = {}, {}
+        return row
+
+    def close(self) -> None:
+        """Leave the module as it was found."""
+        if self._tap is not None:
+            self._tap.remove()
+
+    def state_dict(self) -> dict[str, Any]:  # Any: nested plain data and tensors
+        """All that changes, by name."""
+        return {
+            "epoch": self.epoch,
+            "updates": self.updates,
+            "stream": self._stream,
+            "val_drawn": self._val_drawn,
+            "split": {"train": self.split.train, "val": self.split.val, "shared": self.split.shared},
+            "learners": {k: v.state_dict() for k, v in self.learners.items()},
+            "columns": self.columns,
+            "logged": self.logged,
+            "sums": self._sums,
+            "estimator": self.estimator,
+            "weight": self.weight,
+            "times_in_validation": self.times_in_validation,
+            "bank": None if self._bank is None else self._bank.state_dict(),
+            "cost": self.cost.as_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
+        """Undo `state_dict`; the method's `init` has made the learners before."""
+        here = lambda t: t.to(self.device)  # noqa: E731
+        self.epoch, self.updates = state["epoch"], state["updates"]
+        self._stream, self._val_drawn = state["stream"], state["val_drawn"]
+        self.split = Split(here(state["split"]["train"]), here(state["split"]["val"]), shared=state["split"]["shared"])
+        for name, saved in state["learners"].items():
+            self.learners[name].load_state_dict(saved)
+        self.columns = {k: here(v) for k, v in state["columns"].items()}
+        self.logged, self._sums = dict(state["logged"]), {k: here(v) for k, v in state["sums"].items()}
+        self.estimator = state["estimator"]
+        self.weight, self.times_in_validation = here(state["weight"]), here(state["times_in_validation"])
+        if state["bank"] is not None:
+            self.bank.load_state_dict(state["bank"])
+        spent = self.cost.scout_seconds
+        self.cost = Cost(**state["cost"])
+        self.cost.scout_seconds = max(spent, self.cost.scout_seconds)
+        self._orders.clear()

@@ -1,0 +1,1 @@
+"""The methods, one file each; their names are in `molere.registry`."""

@@ -1,0 +1,96 @@
+"""LRW: learned reweighting, validated on a part of the pool that is chosen before training.
+
+Source: Jain, Suggala, Shenoy, "Improving Generalization via Meta-Learning on Hard Samples", 2024, section 3 and eq. 1:
+
+    theta*(phi) = argmin_theta sum_train g_phi(x) l(y, f_theta(x)),    phi* = argmin_phi sum_val l(y, f_theta*(phi)(x)).
+
+theta: run.classifier.  phi: state.weigher, w_i = g_phi(x_i).  LRW-Easy, -Random and -Hard are this class with three
+holdouts. Numbers at the end of a line are equations.
+
+Fused order (default): the real step is the virtual one; phi learns in hindsight from the step just taken.
+Strict order (as published): a virtual step first, phi learns from it, then the real step with the new weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
+from torch import Tensor
+
+from molere.data.pool import Batch
+from molere.fields import check_fields
+from molere.learner import Learner
+from molere.losses import difficulty_aware, trimmed_mean
+from molere.method import Method, Run
+from molere.split import Easiest, Given, Hardest, Random, Split
+from molere.steps import Taken, mean
+from molere.weighting import Weights
+
+
+@dataclass
+class LRWState:
+    """What changes in an LRW run."""
+
+    weigher: Learner
+    part: Tensor
+    """The validation part, found once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRW(Method[LRWState]):
+    """Weights as a function of the example, learned so that one step lowers the loss on a validation part."""
+
+    holdout: Random | Easiest | Hardest | Given = Random()
+    """Which part of the pool validates."""
+    delta: Annotated[float, Interval(gt=0, le=0.5)] = 0.1
+    """Its share of the pool."""
+    keep: bool = False
+    """Whether the validation part also trains; as published it does not."""
+    q: Annotated[int, Ge(1)] = 5
+    """Classifier updates for each update of the weight network (Q)."""
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the run with equal weights first."""
+    order: Literal["fused", "strict"] = "fused"
+    """Learn from the step taken (fused), or from a virtual step before it (strict)."""
+    objective: Literal["mean", "difficulty-aware", "trimmed"] = "mean"
+    """Validation loss; difficulty-aware is variant 1 of appendix F, trimmed leaves out the largest tenth."""
+    weights: Weights = Weights()
+    """The weight network."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def init(self, run: Run) -> LRWState:
+        """Choose the validation part (which may take scouts) and make the weight network."""
+        part = self.holdout.part(run, self.delta)
+        return LRWState(self.weights.init(run), part)
+
+    def split(self, run: Run, state: LRWState) -> Split:
+        """The same split throughout."""
+        return Split.of(state.part, len(run.pool), keep=self.keep)
+
+    def step(self, run: Run, state: LRWState, batch: Batch) -> Taken:
+        """One weighted update, and once in Q an update of the weight network."""
+        seen = run.forward(batch)
+        if not run.passed(self.warmup):
+            return run.update(seen)
+        self.weights.begin(run, state.weigher)
+        w = self.weights(state.weigher, seen)  # w_i = g_phi(x_i)
+        meta = run.due(self.q)
+        if meta and self.order == "strict":
+            look = run.look_ahead(seen, w, self.val_loss())
+            self.weights.learn(run, state.weigher, w, run.weight_gradient(look))  # 13
+            w = self.weights(state.weigher, seen)
+        taken = run.update(seen, w, remember=meta and self.order == "fused")  # 15
+        if meta and self.order == "fused":
+            look = run.look_back(taken, self.val_loss())
+            self.weights.learn(run, state.weigher, w, run.weight_gradient(look))  # 13
+        return taken
+
+    def val_loss(self) -> Callable[[Tensor], Tensor]:
+        """From validation losses [m] to the scalar that phi lowers."""
+        if self.objective == "difficulty-aware":
+            return partial(difficulty_aware, eta=1.0, epsilon=1e-6)
+        return partial(trimmed_mean, share=0.1) if self.objective == "trimmed" else mean

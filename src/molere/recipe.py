@@ -1,0 +1,63 @@
+"""Recipe: how a classifier is trained, the same for every method of a comparison. Needs no torch to read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+Factory = Callable[..., object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimiser, schedule, batches and precision of one training.
+
+    The budget is counted in classifier updates: `epochs` passes over the whole pool at `batch_size`, whatever part of
+    the pool a method trains on.
+    """
+
+    epochs: Annotated[int, Ge(1)] = 30
+    """Passes over the whole pool; epochs * floor(N / batch_size) classifier updates."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Training examples in a batch (n)."""
+    val_batch_size: Annotated[int, Ge(1)] | None = None
+    """Validation examples in a meta step's batch (m); none: the same as batch_size."""
+    optimizer: str | Factory = "sgd"
+    """Name of a class of torch.optim (any case), or a callable (parameters, lr=...) -> optimiser."""
+    lr: Annotated[float, Gt(0)] = 0.1
+    """Initial learning rate of the classifier."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    """Momentum, for optimisers that take one."""
+    nesterov: bool = False
+    """Nesterov momentum, for SGD."""
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
+    """Weight decay, as the optimiser understands it."""
+    optimizer_args: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Further arguments of the optimiser."""
+    scheduler: str | Factory | None = "cosine"
+    """cosine, step or constant (per update), a class of torch.optim.lr_scheduler (per epoch), or a callable."""
+    scheduler_args: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Arguments of the scheduler; for `step`: milestones as fractions of the run, gamma."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Dropout before the head of a named model."""
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """Parameters' type (float32, float64) or autocast type (bfloat16, float16)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    q: Annotated[int, Ge(1)] | None = None
+    """Classifier updates for each meta update (Q), for every method that has one; none: each method's own."""
+    warmup: Annotated[float, Interval(ge=0, lt=1)] | None = None
+    """Share of the run before a method starts, for every method that has one; none: each method's own."""
+    augment: bool = True
+    """Random crops and flips, where the data set has them."""
+    meta_bn: Literal["batch", "eval"] = "batch"
+    """BatchNorm in virtual passes: statistics of the batch, or the running ones."""
+    estimator: Literal["auto", "one-sided", "central", "exact"] = "auto"
+    """How inner products with per-example gradients are taken; auto: chosen by a probe of the module."""
+    grad_clip: Annotated[float, Gt(0)] | None = None
+    """Largest norm of the classifier's gradient."""
+    eval_every: Annotated[int, Ge(1)] = 1
+    """Epochs between evaluations on the selection data."""
+    save_every: Annotated[int, Ge(1)] | None = None
+    """Classifier updates between checkpoints; none: once an epoch."""

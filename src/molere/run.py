@@ -1,0 +1,180 @@
+"""fit: train one classifier by one method, with everything it leaves behind."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from molere import rng, settings
+from molere.data import sources
+from molere.data.pool import Data
+from molere.errors import ConfigError, DataError, ResourceError, StorageError
+from molere.fields import build as build_settings
+from molere.method import Method, Result
+from molere.models import build
+from molere.recipe import Recipe
+from molere.scouts import ScoutTrainer
+from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples
+from molere.training import Job, Observer, Training
+
+Model = str | nn.Module | Callable[[], nn.Module]
+
+
+def fit(
+    method: str | Method[Any],  # Any: of whatever state
+    *,
+    data: str | Mapping[str, Any] | Data,
+    model: Model | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: Literal["auto", "never"] = "auto",
+    cache: ContentCache | None = None,
+    observers: Sequence[Observer] = (),
+    label: str | None = None,
+) -> Result:
+    """Train one classifier by one method; the same arguments give the same bits on a CPU, interrupted or not.
+
+    Args:
+        method: a name such as `lrwopt`, `lrw-hard@paper[keep=true]`, or a Method.
+        data: a name or arguments of `load`, or a Data.
+        model: a name, a factory, or a module, which is copied; none: the data's own default.
+        recipe: a Recipe, or settings over the data's own defaults.
+        seed: of everything random.
+        out: folder for checkpoints, metrics, samples and the result; none: nothing is kept.
+        resume: continue from the last checkpoint in `out` (auto), or start over (never).
+        cache: where first-stage models are kept, to be shared between runs.
+        observers: called with a mapping for each epoch; they only watch.
+        label: the name of this run in tables.
+
+    Returns:
+        The result, with the classifier at the last update.
+
+    Raises:
+        ConfigError, DataError, StorageError, NumericsError, ResourceError: one line each, before the first update
+        wherever possible.
+    """
+    job = _job(method, data, model, recipe, seed, label)
+    folder = None if out is None else RunFolder(out).claim()
+    try:
+        with rng.seeded(None), PeakMemory(job.device) as peak:
+            if folder is not None:
+                _prepare(folder, job, resume)
+            training = Training(job, ScoutTrainer(job, cache or ContentCache()), folder, observers)
+            if folder is not None and resume == "auto":
+                training.load()
+            training.loop()
+            result = training.result(peak)
+        if folder is not None:
+            _write(folder, result)
+        return result
+    except BaseException as error:
+        if folder is not None:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
+        raise
+    finally:
+        if folder is not None:
+            folder.release()
+
+
+def _job(
+    method: str | Method[Any],
+    data: str | Mapping[str, Any] | Data,
+    model: Model | None,
+    recipe: Recipe | Mapping[str, Any] | None,
+    seed: int,
+    label: str | None,
+) -> Job:
+    chosen = settings.make_method(method) if isinstance(method, str) else method
+    label = label or (method if isinstance(method, str) else type(method).__name__.lower())
+    if not isinstance(data, Data):
+        data = sources.load(data, seed=seed) if isinstance(data, str) else sources.load(**{"seed": seed, **data})
+    if not isinstance(recipe, Recipe):
+        recipe = build_settings(Recipe, {**data.recipe, **(recipe or {})}, "train")
+    device = _device(recipe.device)
+    if recipe.batch_size > len(data.train):
+        raise DataError(f"batch_size {recipe.batch_size} is larger than the pool of {len(data.train)}; use a smaller one")
+    data = dataclasses.replace(data, train=data.train.to(device))
+    name = model if isinstance(model, str) else (data.default_model if model is None else _name(model))
+    made = _builder(model or data.default_model, data, recipe, seed)
+    return Job(_overridden(chosen, recipe), data, made, name, recipe, seed, label, device)
+
+
+def _name(model: nn.Module | Callable[[], nn.Module]) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
+
+
+def _overridden(method: Method[Any], recipe: Recipe) -> Method[Any]:
+    """The recipe's Q and warm-up, where they are set and the method has them."""
+    own = {f.name for f in dataclasses.fields(cast(Any, method))} if dataclasses.is_dataclass(method) else set[str]()
+    new = {k: v for k, v in (("q", recipe.q), ("warmup", recipe.warmup)) if v is not None and k in own}
+    return dataclasses.replace(cast(Any, method), **new) if new else method
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ResourceError(f"device {name!r} is not here; use --device cpu or auto")
+    return device
+
+
+def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[], nn.Module]:
+    if isinstance(model, str):
+        shape = tuple(data.train.batch(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
+        return lambda: build(model, num_classes=data.train.num_classes, input_shape=shape, dropout=recipe.dropout, seed=seed)
+    def copied() -> nn.Module:
+        with rng.seeded(rng.key(seed, "init")):
+            return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+
+    return copied
+
+
+def _prepare(folder: RunFolder, job: Job, resume: str) -> None:
+    """Write what is to be run; refuse to continue something else."""
+    config = json.loads(json.dumps(job.config()))
+    if resume == "never":
+        folder.start_over()
+    elif (folder.path / "run.json").exists():
+        before = folder.read_json("run.json")
+        if different := sorted(_differences(before, config)):
+            raise StorageError(
+                f"{folder.path} holds another run ({', '.join(different)} differ); choose another folder with --out, "
+                "or start over with --resume never"
+            )
+    folder.write_json("run.json", config)
+    folder.write_json("env.json", environment(job.device))
+
+
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # Any: JSON
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+    elif before != now:
+        yield where
+
+
+def _write(folder: RunFolder, result: Result) -> None:
+    """The files of a finished run; the marker comes last."""
+    write_samples(folder.path / "samples.parquet", cast(Mapping[str, Any], result.samples))
+    state = {k: v.detach().cpu().contiguous() for k, v in result.classifier.state_dict().items()}
+    write_bytes(folder.path / "model.safetensors", safetensors.torch.save(_untied(state)))
+    folder.write_json("result.json", result.as_dict())
+    folder.set_status("done", exit_code=0, updates=result.updates, of=result.updates)
+    folder.mark_done()
+
+
+def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, so that tied parameters can be written under each of their names."""
+    return {k: v.clone() for k, v in state.items()}

@@ -1,0 +1,108 @@
+"""Results kept under the content they follow from, so that runs which need the same one compute it once."""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from molere.errors import StorageError
+from molere.storage import files
+from molere.storage.lock import FileLock
+
+Tensors = dict[str, Tensor]
+
+
+class ContentCache:
+    """Tensors by key, in memory and, with a folder, on disk for other processes and later runs.
+
+    A key states everything the content depends on. On disk an entry is `<hash of the key>-<SHA-256 of the
+    file>.safetensors`, so a damaged one is noticed, and then counts as missing. The memory holds at most
+    `memory_mib`, the entries used last.
+    """
+
+    def __init__(self, folder: Path | None = None, *, memory_mib: float = 256) -> None:
+        self.folder = folder
+        self._limit = memory_mib * 2**20
+        self._memory: OrderedDict[str, Tensors] = OrderedDict()
+        self._threads: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def get(self, key: str) -> Tensors | None:
+        """A copy of the tensors under a key, on the CPU, or None."""
+        found = self._memory.get(key)
+        if found is None and self.folder is not None:
+            found = self._read(self.folder, key)
+        if found is None:
+            return None
+        self._remember(key, found)
+        return {name: tensor.clone() for name, tensor in found.items()}
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a copy of the tensors under a key. Raises StorageError when the folder cannot be written."""
+        own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        self._remember(key, own)
+        if self.folder is not None:
+            data = safetensors.torch.save(own)
+            name = f"{_digest(key)}-{hashlib.sha256(data).hexdigest()}.safetensors"
+            self._ensure_folder(self.folder)
+            files.write_bytes(self.folder / name, data, fsync=False)
+
+    @contextmanager
+    def only_once(self, key: str) -> Generator[None]:
+        """Around `get`, computing and `put`: other threads, and processes with the same folder, wait for it.
+
+        Not re-entrant. A process that dies inside gives way to the next.
+        """
+        with self._threads[key], contextlib.ExitStack() as stack:
+            if self.folder is not None:
+                self._ensure_folder(self.folder)
+                stack.enter_context(FileLock(self.folder / f"{_digest(key)}.lock").waiting())
+            yield
+
+    def get_or_put(self, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> Tensors:
+        """The tensors under a key, computed here if no process has done so yet."""
+        if (found := self.get(key)) is not None:
+            return found
+        with self.only_once(key):
+            if (found := self.get(key)) is not None:
+                return found
+            self.put(key, compute())
+            return {name: tensor.clone() for name, tensor in self._memory[key].items()}
+
+    def _remember(self, key: str, tensors: Tensors) -> None:
+        self._memory[key] = tensors
+        self._memory.move_to_end(key)
+        size = sum(map(_bytes, self._memory.values()))
+        while size > self._limit and len(self._memory) > 1:
+            size -= _bytes(self._memory.popitem(last=False)[1])
+
+    @staticmethod
+    def _read(folder: Path, key: str) -> Tensors | None:
+        for path in sorted(folder.glob(f"{_digest(key)}-*.safetensors")):
+            with contextlib.suppress(OSError):
+                data = path.read_bytes()
+                if path.stem.endswith(hashlib.sha256(data).hexdigest()):
+                    return safetensors.torch.load(data)
+                os.unlink(path)  # damaged
+        return None
+
+    @staticmethod
+    def _ensure_folder(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the cache folder {folder}: {error.strerror or error}") from error
+
+
+def _digest(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def _bytes(tensors: Tensors) -> int:
+    return sum(t.nbytes for t in tensors.values())

@@ -1,0 +1,306 @@
+"""Training: one run in progress. The loop asks the method for splits and steps, and guarantees budget, evaluation, saving."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from molere.data.pool import Data, Pool
+from molere.errors import NumericsError
+from molere.evaluate import metrics
+from molere.learner import Learner
+from molere.losses import cross_entropy
+from molere.method import Method, Result, Run, Scouts
+from molere.models import head_of
+from molere.optim import Schedule, make_optimizer
+from molere.recipe import Recipe
+from molere.split import probabilistic_margin
+from molere.storage import PeakMemory, RunFolder
+
+Observer = Callable[[Mapping[str, object]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, fully said."""
+
+    method: Method[Any]  # Any: of whatever state
+    data: Data
+    build: Callable[[], nn.Module]
+    model: str
+    recipe: Recipe
+    seed: int
+    label: str
+    device: torch.device
+
+    def config(self) -> dict[str, object]:
+        """What decides the result, in plain values."""
+        return {
+            "method": self.label,
+            "settings": {"name": type(self.method).__name__, **plain(self.method)},
+            "data": {"name": self.data.name, "scenario": self.data.scenario, "content": self.data.train.fingerprint()},
+            "model": self.model,
+            "train": plain(self.recipe),
+            "seed": self.seed,
+        }
+
+
+def plain(settings: object) -> dict[str, Any]:  # Any: settings are of any plain type
+    """A frozen dataclass of settings as plain values; what is not plain appears by its name."""
+    out: dict[str, Any] = {}
+    fields = dataclasses.fields(cast(Any, settings)) if dataclasses.is_dataclass(settings) else ()
+    for f in fields:
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            out[f.name] = {"kind": type(value).__name__, **plain(value)}
+        elif isinstance(value, str | int | float | bool | None):
+            out[f.name] = value
+        elif isinstance(value, Mapping):
+            out[f.name] = {str(k): v for k, v in cast(Mapping[str, object], value).items()}
+        else:
+            out[f.name] = getattr(value, "__name__", str(value))
+    return out
+
+
+class Training:
+    """One run in progress: what `fit` saves, resumes and reports."""
+
+    def __init__(self, job: Job, scouts: Scouts, folder: RunFolder | None, observers: Sequence[Observer]) -> None:
+        self.job, self.folder, self.observers = job, folder, observers
+        self.run = _open(job, scouts)
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "nll": float("inf"), "state": None}
+        self.stopped = "budget spent"
+        self.started, self.seconds = time.perf_counter(), 0.0
+        self.state = job.method.init(self.run)
+
+    def loop(self) -> None:
+        """Split once an epoch, step, count, evaluate, save."""
+        run, method = self.run, self.job.method
+        save_every = self.job.recipe.save_every or run.per_epoch
+        while run.updates < run.budget:
+            if run.updates % run.per_epoch == 0:
+                split = method.split(run, self.state)
+                if split is None:
+                    self.stopped = "the method stopped"
+                    break
+                run.use(split, at=run.updates)
+            self._schedule().at(run.updates)
+            method.step(run, self.state, run.train_batch())
+            run.updates += 1
+            run.cost.updates += 1
+            if run.updates % run.per_epoch == 0:
+                run.epoch += 1
+                self.report()
+            if self.folder is not None and (run.updates % save_every == 0 or run.updates == run.budget):
+                self.save()
+
+    def _schedule(self) -> Schedule:
+        assert self.run.classifier.schedule is not None, "a classifier has a schedule"
+        return self.run.classifier.schedule
+
+    # ---- evaluation
+
+    def report(self) -> None:
+        """The end of an epoch: a row of metrics, the best update so far, a word to observers."""
+        run, recipe = self.run, self.job.recipe
+        row = {"epoch": float(run.epoch), "updates": float(run.updates), "lr": self._schedule().lr, **run.row()}
+        row |= _of_split(run)
+        if not torch.isfinite(torch.tensor(row["train_loss"])):
+            raise NumericsError(
+                f"the loss of {self.job.label} is no longer finite in epoch {run.epoch}; lower train.lr or set train.grad_clip"
+            )
+        if self.job.data.select is not None and (run.epoch % recipe.eval_every == 0 or run.updates == run.budget):
+            found = self.evaluate(self.job.data.select)
+            row |= {f"select_{k}": v for k, v in found.items() if "[" not in k}
+            if (found["accuracy"], -found["nll"]) > (self.best["accuracy"], -self.best["nll"]):
+                kept = {k: v.detach().clone() for k, v in run.classifier.model.state_dict().items()}
+                self.best = {"epoch": run.epoch, "accuracy": found["accuracy"], "nll": found["nll"], "state": kept}
+        self.history.append(row)
+        if self.folder is not None:
+            self.folder.metrics.append(row)
+            self.folder.set_status("running", updates=run.updates, of=run.budget)
+        event = {"label": self.job.label, "seed": self.job.seed, "fraction": run.updates / run.budget, "metrics": row}
+        for observer in self.observers:
+            observer(event)
+
+    def evaluate(self, pool: Pool) -> dict[str, float]:
+        """Metrics of the classifier as it stands on some pool."""
+        logits = predict(self.run.classifier, pool)
+        return metrics(logits, pool.y.to(logits.device), pool.group, self.job.data.group_names)
+
+    def tests(self) -> dict[str, float]:
+        """Metrics on all test sets; those of the first without a prefix."""
+        out: dict[str, float] = {}
+        for place, (name, pool) in enumerate(self.job.data.tests.items()):
+            out |= {k if place == 0 else f"{name}/{k}": v for k, v in self.evaluate(pool).items()}
+        return out
+
+    def result(self, peak: PeakMemory) -> Result:
+        """Test at the last update and at the best by validation, and gather what is known of each example."""
+        run, data = self.run, self.job.data
+        run.cost.seconds = self.spent()
+        last = self.tests()
+        samples = self.samples()
+        best = last
+        if self.best["state"] is not None:
+            kept = {k: v.clone() for k, v in run.classifier.model.state_dict().items()}
+            run.classifier.model.load_state_dict(self.best["state"])
+            best = self.tests()
+            run.classifier.model.load_state_dict(kept)
+        run.cost.peak_mib = peak.mib
+        run.close()
+        return Result(
+            method=type(self.job.method).__name__,
+            label=self.job.label,
+            seed=self.job.seed,
+            data=data.name,
+            scenario=data.scenario,
+            classifier=run.classifier.model,
+            updates=run.updates,
+            stopped=self.stopped,
+            last=last,
+            best=best,
+            best_epoch=int(self.best["epoch"]),
+            history=self.history,
+            samples=samples,
+            cost=run.cost,
+            settings=self.job.config(),
+        )
+
+    def samples(self) -> dict[str, Any]:
+        """One row per example of the pool, under the classifier at the last update."""
+        run, pool = self.run, self.run.pool
+        logits = predict(run.classifier, pool)
+        y, n = pool.y.to(logits.device), len(pool)
+        validates = torch.zeros(n, dtype=torch.bool, device=run.device)
+        validates[run.split.val] = True
+        table: dict[str, Any] = {"sample_id": torch.arange(n)}
+        if pool.ids is not None:
+            table["id"] = pool.ids
+        table |= {"label": y}
+        if pool.clean_y is not None:
+            table["clean_label"] = pool.clean_y
+        if pool.group is not None:
+            table["group"] = pool.group
+        table |= {
+            "prediction": logits.argmax(1),
+            "loss": cross_entropy(logits, y),
+            "margin": probabilistic_margin(logits.softmax(1), y),
+            "weight": run.weight,
+            "train_probability": torch.full((n,), float("nan")),
+            "in_validation": validates,
+            "times_in_validation": run.times_in_validation,
+            **run.columns,
+        }
+        return {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in table.items()}
+
+    def spent(self) -> float:
+        """Seconds of this run so far, those of earlier attempts included, those of scouts not."""
+        return self.seconds + time.perf_counter() - self.started - self.run.waited
+
+    # ---- saving and resuming
+
+    def save(self) -> None:
+        """A checkpoint of everything that changes."""
+        assert self.folder is not None, "there is a folder to save to"
+        state = {
+            "run": self.run.state_dict(),
+            "method": _state_of(self.state),
+            "rows": len(self.history),
+            "history": self.history,
+            "best": self.best,
+            "seconds": self.spent(),
+        }
+        self.folder.save(self.run.updates, state)
+
+    def load(self) -> None:
+        """Continue from the newest good checkpoint, if there is one."""
+        assert self.folder is not None, "there is a folder to load from"
+        found = self.folder.load()
+        if found is None:
+            self.folder.metrics.truncate_to(0)
+            return
+        _, state = found
+        self.run.load_state_dict(state["run"])
+        _restore(self.state, state["method"], self.run.device)
+        self.history, self.best, self.seconds = state["history"], state["best"], state["seconds"]
+        self.folder.metrics.truncate_to(state["rows"])
+
+
+def predict(classifier: Learner, pool: Pool) -> Tensor:
+    """Logits of a whole pool: evaluation mode, no augmentation, nothing changed."""
+    device = next(iter(classifier.params.values())).device
+    with torch.no_grad(), classifier.at(None, training=False):
+        parts = [classifier(classifier.cast(pool.batch(i).x.to(device))) for i in torch.arange(len(pool)).split(1024)]
+    return torch.cat(parts).float()
+
+
+def _open(job: Job, scouts: Scouts) -> Run:
+    """The classifier with its optimiser and schedule, and the run that is lent to the method."""
+    recipe, pool = job.recipe, job.data.train
+    model = job.build().to(job.device)
+    model = model.double() if recipe.precision == "float64" else model
+    model.train()
+    per_epoch = len(pool) // recipe.batch_size
+    budget = recipe.epochs * per_epoch
+    settings = {
+        "momentum": recipe.momentum,
+        "nesterov": recipe.nesterov,
+        "weight_decay": recipe.weight_decay,
+        **recipe.optimizer_args,
+    }
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make_optimizer(recipe.optimizer, trainable, lr=recipe.lr, **settings)
+    schedule = Schedule(
+        recipe.scheduler, optimizer, updates=budget, per_epoch=per_epoch, settings=recipe.scheduler_args
+    )
+    classifier = Learner(
+        "classifier",
+        model,
+        optimizer,
+        schedule,
+        grad_clip=recipe.grad_clip,
+        scaled=recipe.precision == "float16" and job.device.type == "cuda",
+    )
+    return Run(
+        pool=pool,
+        recipe=recipe,
+        seed=job.seed,
+        classifier=classifier,
+        head=head_of(model)[1],
+        device=job.device,
+        budget=budget,
+        per_epoch=per_epoch,
+        batch_size=recipe.batch_size,
+        scouts=scouts,
+    )
+
+
+def _of_split(run: Run) -> dict[str, float]:
+    """What can be said of the split in force: size, and the share of wrong labels where clean ones are known."""
+    if len(run.split.val) == 0:
+        return {}
+    out = {"validation_size": float(len(run.split.val))}
+    if run.pool.clean_y is not None:
+        wrong = run.pool.clean_y != run.pool.y
+        out["validation_noise"] = float(wrong.to(run.device)[run.split.val].float().mean())
+    return out
+
+
+def _state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors
+    """A method's state without its learners, which the run saves under their names."""
+    if state is None:
+        return {}
+    values = {f.name: getattr(state, f.name) for f in dataclasses.fields(cast(Any, state))}
+    return {k: v for k, v in values.items() if not isinstance(v, Learner)}
+
+
+def _restore(state: object, saved: Mapping[str, Any], device: torch.device) -> None:  # Any: as above
+    for name, value in saved.items():
+        if not isinstance(getattr(state, name), Learner):
+            setattr(state, name, value.to(device) if isinstance(value, Tensor) else value)

@@ -1,0 +1,51 @@
+"""What all tests share: one thread, fixed seeds, small data."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+# Deadlines measure the machine, not the code. Examples are the same in every run, unless
+# `--hypothesis-profile=explore` asks for new ones.
+settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("explore", deadline=None, max_examples=500)
+settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Each test starts from the same global generator, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def points(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """60 points of 4 features in 3 overlapping classes, 20 each: x [60, 4] float32, y [60]."""
+    y = torch.arange(60) % 3
+    centres = 2 * torch.randn(3, 4, generator=generator)
+    return centres[y] + torch.randn(60, 4, generator=generator), y
+
+
+@pytest.fixture
+def small_mlp() -> nn.Module:
+    """A classifier from 4 features to 3 classes."""
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
