@@ -64,6 +64,7 @@ ORDER = [
     "training",
     "scouts",
     "run",
+    "watch",
     "testing",
     "statistics",
     "jobs",

@@ -102,9 +102,9 @@ def sign_flip_p(differences: list[float]) -> float:
     """Share of all sign patterns whose mean is at least as far from zero as the observed one."""
     observed = abs(sum(differences))
     patterns = list(itertools.product([-1, 1], repeat=len(differences)))
-    return sum(
-        abs(sum(s * d for s, d in zip(p, differences, strict=True))) >= observed for p in patterns
-    ) / len(patterns)
+    return sum(abs(sum(s * d for s, d in zip(p, differences, strict=True))) >= observed for p in patterns) / len(
+        patterns
+    )
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8])

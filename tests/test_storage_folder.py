@@ -64,11 +64,9 @@ def test_one_process_cannot_claim_a_folder_twice(tmp_path: Path) -> None:
     RunFolder(tmp_path).claim().release()
 
 
-@pytest.mark.parametrize("left", ["", "{", "[1]", '{"pid": 1}', '{"pid": 999999999, "host": "HOST"}'])
+@pytest.mark.parametrize("left", ["", "{", "[1]", '{"pid": 999999999, "host": "HOST"}'])
 def test_a_lock_file_left_on_this_machine_is_taken_over(tmp_path: Path, left: str) -> None:
     (tmp_path / "LOCK").write_text(left.replace("HOST", socket.gethostname()))
-    if left == '{"pid": 1}':
-        pytest.skip("without a host nothing is known about its owner")
     with RunFolder(tmp_path):
         assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
 
@@ -79,9 +77,7 @@ def test_a_lock_file_of_another_machine_is_respected(tmp_path: Path) -> None:
         RunFolder(tmp_path).claim()
 
 
-def test_without_file_locks_a_live_process_keeps_its_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_file_locks_a_live_process_keeps_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("molere.storage.lock.fcntl", None)
     with RunFolder(tmp_path), pytest.raises(StorageError, match="in use"):
         RunFolder(tmp_path).claim()
@@ -131,9 +127,7 @@ def test_a_lock_ends_with_its_process_though_a_forked_child_lives_on(tmp_path: P
 
 
 @pytest.mark.parametrize("make", ["file", "under a file", "foreign", "device", "too long", "loop"])
-def test_a_folder_that_cannot_be_used_is_one_line_before_anything_is_written(
-    tmp_path: Path, make: str
-) -> None:
+def test_a_folder_that_cannot_be_used_is_one_line_before_anything_is_written(tmp_path: Path, make: str) -> None:
     path = tmp_path / "run"
     if make in {"file", "under a file"}:
         path.write_text("mine")
@@ -225,9 +219,7 @@ def test_a_damaged_json_file_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "a.json", 1)
 
     def full(*_: object) -> None:
@@ -257,7 +249,7 @@ def test_metrics_have_a_fixed_column_order_and_all_digits(tmp_path: Path) -> Non
 
 
 ROWS = st.lists(
-    st.dictionaries(st.sampled_from("abcd"), st.floats() | st.integers() | st.text(max_size=4) | st.none()),
+    st.dictionaries(st.sampled_from("abcd"), st.floats() | st.integers() | st.text(max_size=4) | st.none(), min_size=1),
     min_size=1,
     max_size=6,
 )

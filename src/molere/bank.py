@@ -63,5 +63,7 @@ class Bank:
         seen, losses = state["seen"], state["losses"]
         assert seen is not None, "a bank's state has `seen`"
         assert losses is not None, "a bank's state has `losses`"
-        self.seen, self.losses = seen.to(self._device), losses.to(self._device)
-        self._features, self._logits = (None if t is None else t.to(self._device) for t in (state["features"], state["logits"]))
+        self.seen, self.losses = seen.to(self._device, copy=True), losses.to(self._device, copy=True)
+        self._features, self._logits = (
+            None if t is None else t.to(self._device, copy=True) for t in (state["features"], state["logits"])
+        )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import molere.report
     import molere.table
 
-FIT = "molere.run:fit"
-LOAD = "molere.data.sources:load"
+PARTS: Mapping[str, str] = {}
+"""Stand-ins for what a Plan names, for tests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def compare(
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if count > 1 else None
         tally = _Tally(asked, ledger, progress, resume)
         try:
-            _run(tally.waiting, Plan(data, model, recipe, cache, resume, FIT, LOAD), tally.take, count)
+            _run(tally.waiting, Plan(data, model, recipe, cache, resume, **PARTS), tally.take, count)
         except BaseException as error:
             tally.stop(error)
             raise
@@ -196,9 +196,7 @@ class _Tally:
         from molere.report import About  # here: scipy takes longer to load than all that is above
         from molere.table import tabulate
 
-        results = [
-            r for label in self.labels for seed in self.seeds if (r := self.results.get((label, seed)))
-        ]
+        results = [r for label in self.labels for seed in self.seeds if (r := self.results.get((label, seed)))]
         table = tabulate(
             results,
             labels=self.labels,

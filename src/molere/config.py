@@ -1,16 +1,13 @@
 """Settings files and `key=value` overrides, read strictly: what a person wrote is what is meant. No torch.
 
-Plain YAML 1.1 lets a key appear twice, reads 1e-3 as text and `no` as false. Here a repeated key is a
-mistake, numbers are numbers, only true and false are booleans, and anchors, aliases and tags are refused.
+Layers of settings are plain nested mappings, laid on each other by `merge`.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast  # Any: PyYAML's constructors are untyped
-
-import yaml
+from typing import cast  # Any: PyYAML's constructors are untyped
 
 from molere.errors import ConfigError
 from molere.fields import build, check_fields, refuse, unknown_key
@@ -39,85 +36,17 @@ __all__ = [
 LARGEST_FILE = 1 << 20
 """Bytes; a settings file is far smaller, and a wrong file is often far larger."""
 
-_PLAIN = "tag:yaml.org,2002:"
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$")
-_FLOAT = re.compile(
-    r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-)
 
+def _strict(text: str, where: str) -> object:
+    """The value of strict YAML text."""
+    from molere import strictyaml  # here: listings need no PyYAML
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, made strict; mistakes that do not stop the reading are collected."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own form)
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.mistakes: list[str] = []
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = cast(Any, self).peek_event()
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ConfigError(
-                f"line {line}: anchors and aliases (& and *) are not allowed; write the value out"
-            )
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"line {line}: tags (!...) are not allowed; write a plain value")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        found: dict[str, object] = {}
-        for key_node, value_node in node.value:
-            line, key = key_node.start_mark.line + 1, self._key(key_node)
-            if key in found:
-                self.mistakes.append(f"line {line}: {one_line(key)} is given twice; keep one")
-            found[key] = self.construct_object(value_node, deep=True)
-        return found
-
-    def _key(self, node: Any) -> str:
-        if isinstance(node, yaml.ScalarNode) and node.value:
-            return node.value
-        self.mistakes.append(f"line {node.start_mark.line + 1}: a key must be a name")
-        return ""
-
-
-for _tag, _pattern, _starts in (
-    ("bool", _BOOL, "tTfF"),
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("int", _INT, "-+0123456789"),
-    ("float", _FLOAT, "-+0123456789."),
-):
-    _StrictLoader.add_implicit_resolver(_PLAIN + _tag, _pattern, list(_starts))
-
-
-def _float(loader: Any, node: Any) -> float:
-    text = node.value.lower()
-    return float(text.replace(".", "")) if "inf" in text or "nan" in text else float(text)
-
-
-def _int(loader: Any, node: Any) -> int:
-    if len(node.value) > 30:
-        raise ConfigError(
-            f"line {node.start_mark.line + 1}: {one_line(node.value, 30)} is too large a number"
-        )
-    return int(node.value)
-
-
-def _mapping(loader: Any, node: Any) -> Any:
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(_PLAIN + "float", _float)
-_StrictLoader.add_constructor(_PLAIN + "int", _int)
-_StrictLoader.add_constructor(_PLAIN + "map", _mapping)
+    return strictyaml.load(text, where)
 
 
 def parse_yaml(text: str, where: str = "settings") -> dict[str, object]:
     """A mapping from strict YAML text; ConfigError otherwise, each mistake on a line that `where` begins."""
-    value = _load(text, where)
+    value = _strict(text, where)
     if value is None:
         raise ConfigError(f"{where}: empty; write settings such as 'train: {{epochs: 10}}'")
     if not isinstance(value, dict):
@@ -144,34 +73,7 @@ def read_yaml(path: str | Path) -> dict[str, object]:
 
 def parse_value(text: str, where: str = "value") -> object:
     """One value as it would stand after a key: a number, true, false, null, text, or brackets of these."""
-    return _load(text, where)
-
-
-def _load(text: str, where: str) -> object:
-    try:
-        loader = _StrictLoader(text)
-        value: object = loader.get_single_data()
-    except ConfigError as e:
-        raise ConfigError(f"{where}: {e}") from None
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{where}: {_yaml_mistake(e, text)}") from None
-    except (RecursionError, ValueError) as e:
-        reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
-        raise ConfigError(f"{where}: {' '.join(reason.split())}") from None
-    refuse([f"{where}: {m}" for m in loader.mistakes])
-    return value
-
-
-def _yaml_mistake(error: yaml.YAMLError, text: str) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return "not a text file (it holds characters that text does not)"
-    row, column = error.problem_mark.line, error.problem_mark.column
-    before = "".join(text.splitlines()[row : row + 1])[: column + 1]
-    if "\t" in before:
-        return f"line {row + 1}: a tab cannot indent; use spaces"
-    several = "single document" in str(error.context)
-    problem = "one document only, without ---" if several else " ".join(str(error.problem).split())
-    return f"line {row + 1}, column {column + 1}: {problem}"
+    return _strict(text, where)
 
 
 def read_overrides(arguments: Sequence[str]) -> dict[str, object]:
@@ -223,11 +125,7 @@ def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, o
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        value = (
-            {"kind": value}
-            if isinstance(value, str) and isinstance(below, Mapping) and "kind" in below
-            else value
-        )
+        value = {"kind": value} if isinstance(value, str) and isinstance(below, Mapping) and "kind" in below else value
         if isinstance(value, Mapping) and isinstance(below, Mapping):
             new, old = cast(Mapping[str, object], value), cast(Mapping[str, object], below)
             other_kind = "kind" in new and new["kind"] != old.get("kind", new["kind"])
@@ -259,8 +157,8 @@ def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, objec
 def dump_value(value: object) -> str:
     """A value on one line such that `parse_value` reads it back; text stays bare where that is safe."""
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./+-]*", value)
-        return value if plain and parse_value(value) == value else _quoted(value)
+        plain = re.fullmatch(r"(?:[A-Za-z_/]|\.[./])[A-Za-z0-9_./+-]*", value)
+        return value if plain and value.lower() not in ("true", "false", "null") else _quoted(value)
     if isinstance(value, float):
         text = repr(value)
         return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)

@@ -83,7 +83,7 @@ def _mean_within(value: Tensor, part: Tensor) -> dict[int, float]:
     value, part = value[known], part[known]
     count = torch.bincount(part)
     total = torch.bincount(part, weights=value).double()
-    return {int(k): (total[k] / count[k]).item() for k in count.nonzero().flatten()}
+    return {k: t / n for k, (t, n) in enumerate(zip(total.tolist(), count.tolist(), strict=True)) if n}
 
 
 def _group_accuracies(correct: Tensor, group: Tensor, names: Sequence[str]) -> dict[str, float]:

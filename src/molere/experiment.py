@@ -38,7 +38,7 @@ class DataChoice:
 class Experiment:
     """Methods, seeds, data and settings of one command; what it is written to, and how."""
 
-    data: DataChoice = DataChoice()
+    data: DataChoice = field(default_factory=DataChoice)
     """The examples."""
     model: str | None = None
     """Classifier; `molere models` shows them. None: the one that suits the data."""
@@ -119,11 +119,7 @@ def _with_mapping(layer: Mapping[str, object]) -> dict[str, object]:
 
 def _methods(value: object) -> list[str]:
     texts = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(texts, list)
-        or not texts
-        or not all(isinstance(t, str) for t in cast(list[object], texts))
-    ):
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in cast(list[object], texts)):
         raise ConfigError(f"methods must be a list such as [erm, molere]; got {one_line(value)}.")
     return [str(s) for s in settings.parse_specs(",".join(cast(list[str], texts)))]
 
@@ -139,9 +135,8 @@ def _seeds(value: object) -> list[int]:
     found = cast(list[object], value) if isinstance(value, list) else []
     good = [s for s in found if type(s) is int and 0 <= s < 2**63]
     if not found or len(good) < len(found):
-        raise ConfigError(
-            f"seeds must be a number of seeds or a list of them, as in 5 or 3,5,7; got {shown(value)}."
-        )
+        given = shown(cast(object, value))
+        raise ConfigError(f"seeds must be a number of seeds or a list of them, as in 5 or 3,5,7; got {given}.")
     if len(set(good)) < len(good):
         raise ConfigError(f"seeds must differ; got {shown(good)}.")
     return good
@@ -180,9 +175,7 @@ def resolved_yaml(e: Experiment, *, heading: Sequence[str] = ()) -> str:
     """
     known = settings.schema().get("experiment", {})
     sections = {"data": known.get("data", {}).get("fields", {}), "train": settings.recipe_settings()}
-    sections["method"] = {
-        k: v for spec in e.specs for k, v in (settings.known_settings(spec.name) or {}).items()
-    }
+    sections["method"] = {k: v for spec in e.specs for k, v in (settings.known_settings(spec.name) or {}).items()}
     lines = [f"# {line}" for line in heading]
     for key, value in asdict(e).items():
         comment = _comment(known.get(key, {}))

@@ -129,9 +129,7 @@ class _Reader:
         checked = limits.check(value)
         return tuple(cast(list[object], checked)) if _is_tuple(annotation, checked) else checked
 
-    def chosen(
-        self, choice: Mapping[str, Callable[[], type]], value: object, where: str, default: object
-    ) -> object:
+    def chosen(self, choice: Mapping[str, Callable[[], type]], value: object, where: str, default: object) -> object:
         """The dataclass that the key `kind` names; without one, the kind of the default."""
         if dataclasses.is_dataclass(value):
             return value
@@ -150,9 +148,7 @@ class _Reader:
         if value in (None, "none") and "null" in Limits.of(annotation).types:
             return None
         if not isinstance(value, cls):
-            self.mistakes.append(
-                f"{where} must be a mapping of {cls.__name__}'s settings; got {shown(value)}."
-            )
+            self.mistakes.append(f"{where} must be a mapping of {cls.__name__}'s settings; got {shown(value)}.")
         return value
 
     def nested(self, cls: type, mapping: Mapping[str, object], where: str, default: object) -> object:

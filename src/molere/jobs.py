@@ -31,15 +31,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all jobs of a comparison share. fit, load: `module:function`, imported where the jobs run."""
+    """What all jobs of a comparison share. fit, load, store: `module:name`, imported where the jobs run."""
 
     data: Any  # a name, a mapping of arguments of `load`, or a Data
     model: Any = None  # as `fit` takes it
     recipe: Any = None  # as `fit` takes it
-    cache: Path | None = None
+    cache: Path | None = None  # folder; none: in memory
     resume: bool = True
     fit: str = "molere.run:fit"
     load: str = "molere.data.sources:load"
+    store: str = "molere.storage:ContentCache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ class Failure:
 
     def throw(self) -> NoReturn:
         """Raise it again, as the MolereError it was, or as a plain one."""
-        error = getattr(errors, self.kind, MolereError)
-        raise error(self.message)
+        error = getattr(errors, self.kind, MolereError)(self.message)
+        error.add_note(self.details)
+        raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._fit, self._load = imported(plan.fit), imported(plan.load)
-        self._cache = imported("molere.storage:ContentCache")(plan.cache)
+        self._cache = imported(plan.store)(plan.cache)
         self._loaded: tuple[int, Any] | None = None  # a Data, which is not imported here
 
     def run(self, job: Job, emit: Emit) -> Outcome:

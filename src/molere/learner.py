@@ -4,9 +4,9 @@
 buffers, and leaves parameters, buffers, gradients and the global random state bit for bit as they were.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Learner:
         schedule: learning rate by update, or none.
         grad_clip: largest norm of the gradient, or none.
         scaled: scale losses before backward (float16 autocast).
+        channels_last: give images to the module in that memory order.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Learner:
         *,
         grad_clip: float | None = None,
         scaled: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.name = name
         self.model = model
@@ -47,9 +49,11 @@ class Learner:
         self.grad_clip = grad_clip
         self.params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
         self._leaves = list(self.params.values())
+        self._channels_last = channels_last
         self._double = self._leaves[0].dtype == torch.float64
         self._scaler = torch.amp.GradScaler(self._leaves[0].device.type) if scaled else None
         self._clipped: tuple[float, float] | None = None
+        self._stood_still = False
         self._slots = _slots(model, self.params)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -57,8 +61,9 @@ class Learner:
         return self.model(*inputs)
 
     def cast(self, x: Tensor) -> Tensor:
-        """The input in the precision of the parameters, where that is float64."""
-        return x.double() if self._double and x.is_floating_point() else x
+        """The input as the module wants it: float64 if its parameters are, images in its memory order."""
+        x = x.double() if self._double and x.is_floating_point() else x
+        return x.contiguous(memory_format=torch.channels_last) if self._channels_last and x.ndim == 4 else x
 
     def step(self, loss: Tensor) -> None:
         """One update of the parameters down a scalar loss."""
@@ -72,6 +77,8 @@ class Learner:
     def descend(self, output: Tensor, cotangent: Tensor) -> None:
         """One update along the chain rule: cotangent = dL/d output, of the output's shape."""
         self._clear()
+        if self._scaler is not None:
+            cotangent = self._scaler.scale(cotangent)
         output.backward(cotangent)  # pyright: ignore[reportUnknownMemberType]
         self._apply()
 
@@ -82,18 +89,21 @@ class Learner:
     def _apply(self) -> None:
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        self._clipped = self._clip()
+        self._clipped = self._clip(self._leaves)
         if self._scaler is None:
             self.optimizer.step()
         else:
+            before = self._scaler.get_scale()
             self._scaler.step(self.optimizer)
             self._scaler.update()
+            self._stood_still = self._scaler.get_scale() < before  # gradients overflowed: there was no step
 
-    def _clip(self) -> tuple[float, float] | None:
+    def _clip(self, leaves: list[Tensor]) -> tuple[float, float] | None:
         if self.grad_clip is None:
             return None
-        norm = float(nn.utils.clip_grad_norm_(self._leaves, self.grad_clip))
-        return (self.grad_clip / (norm + 1e-6), norm) if norm > self.grad_clip else None
+        norm = float(nn.utils.clip_grad_norm_(leaves, self.grad_clip))
+        scale = self.grad_clip / (norm + 1e-6)
+        return (scale, norm) if scale < 1 else None
 
     def grads(self) -> Params:
         """The gradients the optimiser has just seen (zeros where there were none)."""
@@ -106,7 +116,7 @@ class Learner:
     @contextmanager
     def at(
         self, theta: Params | None = None, *, stream: int | None = None, training: bool | None = None
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """The module with parameters theta (none: its own) and copies of its buffers, inside the block.
 
         Args:
@@ -115,27 +125,25 @@ class Learner:
             training: mode of all submodules; none: as they are.
         """
         modes = [] if training is None else [(m, m.training) for m in self.model.modules()]
-        buffers = [
-            (m._buffers, k, b) for m in self.model.modules() for k, b in m._buffers.items() if b is not None
-        ]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        for table, name, value in buffers:
-            table[name] = value.clone()
-        for name, value in (theta or {}).items():
-            for table, slot in self._slots[name]:
-                table[slot] = value
-        for module, _ in modes:
-            module.training = bool(training)
+        buffers = [(m._buffers, k, b) for m in self.model.modules() for k, b in m._buffers.items()]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        slots = [(table, slot, name) for name in theta or {} for table, slot in self._slots[name]]
+        copies = {id(b): b.clone() for _, _, b in buffers if b is not None}  # a shared buffer stays shared
         try:
+            for table, slot, b in buffers:
+                table[slot] = None if b is None else copies[id(b)]
+            for table, slot, name in slots:
+                table[slot] = (theta or {})[name]
+            for module, _ in modes:
+                module.training = bool(training)
             with rng.seeded(stream):
                 yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for name in theta or {}:
-                for table, slot in self._slots[name]:
-                    table[slot] = self.params[name]
-            for table, name, value in buffers:
-                table[name] = value
+            for table, slot, name in slots:
+                table[slot] = self.params[name]
+            for table, slot, b in buffers:
+                table[slot] = b
 
     def sensitivity(self) -> Sensitivity:
         """The derivative of the optimiser's next step, to be made before it and called after."""
@@ -143,40 +151,43 @@ class Learner:
 
     def pull_back(self, sensitivity: Sensitivity, direction: Params, *, before: Params) -> Params:
         """(d theta'/d grad)^T direction for the step just taken from `before`."""
+        if self._stood_still:
+            return {k: torch.zeros_like(v) for k, v in direction.items()}
         return sensitivity(direction, grads=self.grads(), before=before, clip=self._clipped)
 
     def lookahead(self, grads: Params) -> tuple[Params, PullBack]:
         """theta' of one optimiser step along `grads`, and v -> (d theta'/d grads)^T v, without taking the step.
 
-        The optimiser itself takes the step, on copies of the parameters and of its state, so that momentum, weight
-        decay and any schedule are those of the real one.
+        The optimiser itself takes the step, on twins of the parameters and copies of its state and settings, so that
+        momentum, weight decay and any schedule are those of the real one.
         """
-        sensitivity = self.sensitivity()
-        data, kept = [p.data for p in self._leaves], [p.grad for p in self._leaves]
-        states = self.optimizer.state
-        before = dict(zip(self.params, data, strict=True))
+        optimizer, sensitivity = self.optimizer, self.sensitivity()
+        before = {k: p.detach() for k, p in self.params.items()}
+        moved = [p for g in optimizer.param_groups for p in g["params"]]
+        twins: dict[Tensor, Tensor] = {p: p.detach().clone() for p in (*self._leaves, *moved)}
+        for name, p in self.params.items():
+            twins[p].grad = grads[name].detach().clone()
+        states, groups = optimizer.state, optimizer.param_groups
         try:
-            self.optimizer.state = type(states)(dict, {p: _copied(s) for p, s in states.items()})
-            for (name, p), value in zip(self.params.items(), data, strict=True):
-                p.data, p.grad = value.clone(), grads[name].detach().clone()
-            clipped = self._clip()
-            self.optimizer.step()
-            stepped, seen, after = (
-                {k: p.data for k, p in self.params.items()},
-                self.grads(),
-                self.optimizer.state,
-            )
+            optimizer.param_groups = [{**g, "params": [twins[p] for p in g["params"]]} for g in groups]
+            optimizer.state = type(states)(dict, {twins.get(p, p): _copied(s) for p, s in states.items()})
+            clipped = self._clip([twins[p] for p in self._leaves])
+            optimizer.step()
+            after = optimizer.state
         finally:
-            self.optimizer.state = states
-            for p, value, grad in zip(self._leaves, data, kept, strict=True):
-                p.data, p.grad = value, grad
+            optimizer.state, optimizer.param_groups = states, groups
+        stepped: Params = {}
+        seen: Params = {}
+        for name, p in self.params.items():
+            stepped[name], seen[name] = twins[p], cast(Tensor, twins[p].grad)
+            twins[p].grad = None
 
         def pull_back(v: Params) -> Params:
-            self.optimizer.state = after
+            optimizer.state = type(states)(dict, {p: after[twins[p]] for p in self._leaves if twins[p] in after})
             try:
                 return sensitivity(v, grads=seen, before=before, clip=clipped)
             finally:
-                self.optimizer.state = states
+                optimizer.state = states
 
         return stepped, pull_back
 

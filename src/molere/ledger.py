@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self  # Any: JSON and YAML
+from typing import Any  # Any: JSON and YAML
 
 from molere.config import dump_value, flatten, read_yaml
 from molere.errors import StorageError
@@ -29,7 +29,7 @@ class Ledger:
         self.cache = path / "cache"
         self._lock = FileLock(path / "LOCK")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Ledger":
         """Create and claim the folder; StorageError if it is in use, not writable or of something else."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -114,9 +114,7 @@ def machine(environment: Mapping[str, Any]) -> str:
     """An env.json in one line: processor and cores, device if it is another, versions."""
     e = environment
     device = "" if e["device"] == "cpu" else f", {e['device']}"
-    return (
-        f"{e['cpu']}, {e['cpu_count']} cores{device}; torch {e['libraries']['torch']}, Python {e['python']}"
-    )
+    return f"{e['cpu']}, {e['cpu_count']} cores{device}; torch {e['libraries']['torch']}, Python {e['python']}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -40,10 +40,10 @@ class Limits:
 
     types: tuple[str, ...] = ("object",)
     """Of: int, float, bool, text, null, list, mapping, callable, object (anything)."""
-    gt: float | None = None
-    ge: float | None = None
-    lt: float | None = None
-    le: float | None = None
+    gt: int | float | None = None
+    ge: int | float | None = None
+    lt: int | float | None = None
+    le: int | float | None = None
     choices: tuple[str | int, ...] = ()
 
     @classmethod
@@ -91,9 +91,7 @@ class Limits:
         """For people: 'a float in (0, 0.5]', 'one of batch, eval', 'an int of at least 1 (or none)'."""
         aside = {"null", "callable"} if len(self.types) > 1 else set[str]()
         words = [f"one of {', '.join(map(str, self.choices))}"] if self.choices else []
-        words += [
-            _WORDS[t] + (self._range() if t in ("int", "float") else "") for t in self.types if t not in aside
-        ]
+        words += [_WORDS[t] + (self._range() if t in ("int", "float") else "") for t in self.types if t not in aside]
         return " or ".join(words) + (" (or none)" if "null" in aside & set(self.types) else "")
 
     def _range(self) -> str:
@@ -174,5 +172,5 @@ def _as_list(value: object) -> object:
     return list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value
 
 
-def _first(*values: float | None) -> float | None:
+def _first(*values: int | float | None) -> int | float | None:
     return next((v for v in values if v is not None), None)

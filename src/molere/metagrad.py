@@ -8,14 +8,20 @@ All n inner products are one directional derivative of the vector of losses, so 
 estimator takes that derivative: `ForwardMode` to rounding error, the differences from ordinary forward passes.
 """
 
-from collections.abc import Callable
+import importlib
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 
 from molere.learner import Learner
 from molere.optim import Params
@@ -23,7 +29,7 @@ from molere.optim import Params
 Losses = Callable[[Params], Float[Tensor, " n"]]
 
 DIFFERENCE_STEP = 1e-5
-"""Length of a difference step over the length of theta: larger meets kinks and curvature, smaller meets rounding."""
+"""Length of a difference step over that of theta (or 1, if larger): more meets kinks and curvature, less rounding."""
 
 
 @runtime_checkable
@@ -49,7 +55,10 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """One forward-mode pass: exact to rounding. Needs kernels with forward derivatives (flash attention has none)."""
+    """One forward-mode pass: exact to rounding.
+
+    Attention runs on its plain kernel, and a module whose fast kernels have no forward derivatives (LSTM) without them.
+    """
 
     name: str = "exact"
     passes: int = 2
@@ -58,10 +67,47 @@ class ForwardMode:
         self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, " n"]:
         """d/dt l(theta + t direction) at t = 0."""
-        with torch.no_grad(), forward_ad.dual_level():
+        _load_quietly()
+        try:
+            return self._products(losses, theta, direction)
+        except NotImplementedError:
+            with _plain_kernels():
+                return self._products(losses, theta, direction)
+
+    def _products(self, losses: Losses, theta: Params, direction: Params) -> Float[Tensor, " n"]:
+        with _plain_attention(), torch.no_grad(), forward_ad.dual_level():
             out = losses({k: forward_ad.make_dual(t.detach(), direction[k]) for k, t in theta.items()})
             primal, tangent = forward_ad.unpack_dual(out)
             return torch.zeros_like(primal) if tangent is None else tangent.clone()
+
+
+@cache
+def _load_quietly() -> None:
+    """What torch imports at its first dual number, which warns of torch's own use of a deprecated function."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+@contextmanager
+def _plain_kernels() -> Generator[None]:
+    """Neither oneDNN nor cuDNN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's flags set a switch that torch has deprecated
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            yield
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """No kernel for attention that has no forward derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)
@@ -78,7 +124,9 @@ class OneSidedDifference:
         step = _step(theta, direction)
         with torch.no_grad():
             start = losses(theta) if base is None else base.detach()
-            return start.new_zeros(start.shape) if step == 0 else (losses(_moved(theta, direction, step)) - start) / step
+            if step == 0:
+                return torch.zeros_like(start)
+            return (losses(_moved(theta, direction, step)) - start) / step
 
 
 @dataclass(frozen=True)
@@ -102,13 +150,12 @@ ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (ForwardMode(), OneSidedD
 
 
 def _step(theta: Params, direction: Params) -> float:
-    length = torch.stack(torch._foreach_norm(list(direction.values()))).norm()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    size = torch.stack(torch._foreach_norm(list(theta.values()))).norm()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    return float(torch.where(length > 0, DIFFERENCE_STEP * size / length, 0.0))
+    length, size = get_total_norm(list(direction.values())), get_total_norm(list(theta.values()))
+    return float(torch.where(length > 0, DIFFERENCE_STEP * size.clamp_min(1) / length, 0.0))
 
 
 def _moved(theta: Params, direction: Params, step: float) -> Params:
-    moved = torch._foreach_add([t.detach() for t in theta.values()], [direction[k] for k in theta], alpha=step)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    moved = torch._foreach_add([t.detach() for t in theta.values()], [direction[k] for k in theta], alpha=step)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return dict(zip(theta, moved, strict=True))
 
 

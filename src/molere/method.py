@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from molere import rng
 from molere.bank import Bank
 from molere.data.pool import Batch, Pool
+from molere.errors import ConfigError, StorageError
 from molere.learner import Learner
 from molere.losses import cross_entropy
 from molere.metagrad import ESTIMATORS, Losses, probe
@@ -360,6 +361,8 @@ class Run:
 
     def learner(self, name: str, net: nn.Module, *, optimizer: str = "adam", lr: float, momentum: float = 0.9) -> Learner:
         """A further network with its optimiser, saved and resumed under its name."""
+        if name in self.learners:
+            raise ConfigError(f"this run has a network named {name!r} already; give the new one another name")
         net = net.to(self.device)
         made = make_optimizer(optimizer, net.parameters(), lr=lr, momentum=momentum)
         self.learners[name] = Learner(name, net, made)
@@ -443,10 +446,12 @@ class Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Undo `state_dict`; the method's `init` has made the learners before."""
-        here = lambda t: t.to(self.device)  # noqa: E731
+        here = lambda t: t.to(self.device, copy=True)  # noqa: E731  # a copy is aligned as torch's own tensors are
         self.epoch, self.updates = state["epoch"], state["updates"]
         self._stream, self._val_drawn = state["stream"], state["val_drawn"]
         self.split = Split(here(state["split"]["train"]), here(state["split"]["val"]), shared=state["split"]["shared"])
+        if late := sorted(set(state["learners"]) ^ set(self.learners)):
+            raise StorageError(f"the network {late[0]!r} was saved but not made by init, or made and not saved; make it in init")
         for name, saved in state["learners"].items():
             self.learners[name].load_state_dict(saved)
         self.columns = {k: here(v) for k, v in state["columns"].items()}

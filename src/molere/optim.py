@@ -6,30 +6,44 @@ optimisers torch's own `differentiable=True` gives it exactly.
 """
 
 import copy
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from molere.errors import ConfigError
-from molere.recipe import Factory, Recipe
+from molere.names import one_line, unknown
+from molere.recipe import Factory
 
+T = TypeVar("T")
 Params = dict[str, Tensor]
 Group = dict[str, Any]  # Any: torch's own parameter groups hold numbers, flags and tensors
 
 
+_CLOSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimisers whose derivative is written down below; subclasses may step otherwise and do not count."""
+
+
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class of torch.optim of that name, in any case; `ConfigError` if there is none."""
-    known = {
-        k.lower(): v
-        for k, v in vars(torch.optim).items()
-        if isinstance(v, type) and issubclass(v, torch.optim.Optimizer)
-    }
+    """The class of torch.optim of that name, in any case; `ConfigError` if there is none.
+
+    LBFGS is not offered: it evaluates the loss again within its step.
+    """
+    known = {k: v for k, v in _classes(torch.optim, torch.optim.Optimizer).items() if k != "lbfgs"}
     if name.lower() not in known:
-        raise ConfigError(f"unknown optimizer {name!r}; known: {', '.join(sorted(known))}")
+        raise ConfigError(unknown("optimizer", name, sorted(known)))
     return known[name.lower()]
+
+
+def _classes(module: ModuleType, base: type[T]) -> dict[str, type[T]]:
+    """The subclasses of base that a module offers, by their names in lower case."""
+    found = {k.lower(): v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base)}
+    return {k: v for k, v in found.items() if v is not base}
 
 
 def make_optimizer(
@@ -39,15 +53,24 @@ def make_optimizer(
     leaves = list(parameters)
     if not isinstance(choice, str):
         return cast(torch.optim.Optimizer, choice(leaves, lr=lr))
+    if not leaves:
+        raise ConfigError("nothing to train: no parameter of the module has requires_grad=True; unfreeze its head")
     make = optimizer_class(choice)
-    accepted = make.__init__.__code__.co_varnames
+    accepted = inspect.signature(make).parameters
     arguments = {k: v for k, v in settings.items() if k in accepted}
-    unknown = [k for k, v in settings.items() if k not in accepted and v and k != "momentum"]
-    if unknown:
-        raise ConfigError(f"optimizer {choice!r} has no {unknown[0]!r}; leave it out")
-    if "fused" in accepted and make in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+    strange = [k for k, v in settings.items() if k not in accepted and v and k != "momentum"]
+    if strange:
+        raise ConfigError(f"optimizer {choice!r} has no {strange[0]!r}; leave it out or set it to 0")
+    if make in _CLOSED and not {"foreach", "differentiable", "dampening"} & {k for k, v in arguments.items() if v}:
         arguments.setdefault("fused", all(p.dtype == torch.float32 for p in leaves))
-    return make(leaves, lr=lr, **arguments)  # pyright: ignore[reportCallIssue]
+    try:
+        optimizer = cast(Callable[..., torch.optim.Optimizer], make)(leaves, lr=lr, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer {choice!r}: {error}") from error
+    if make is torch.optim.SGD and arguments.get("fused") and arguments.get("momentum"):
+        for p in leaves:  # the same first step; without it the fused kernel fails on gradients that begin later
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 class Schedule:
@@ -66,8 +89,8 @@ class Schedule:
         per_epoch: int,
         settings: Mapping[str, object] | None = None,
     ) -> None:
-        self._groups = optimizer.param_groups
-        self._base = [float(g["lr"]) for g in self._groups]
+        self._optimizer = optimizer  # not its groups: loading a state puts new ones in their place
+        self._base = [float(g["lr"]) for g in optimizer.param_groups]
         self._per_epoch = per_epoch
         self._factor, self._torch = _schedule(choice, optimizer, max(1, updates), dict(settings or {}))
         self.at(0)
@@ -76,15 +99,17 @@ class Schedule:
         """Set the learning rate for the update of this number (0 is the first)."""
         if self._factor is not None:
             factor = self._factor(update)
-            for group, base in zip(self._groups, self._base, strict=True):
+            for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
                 group["lr"] = base * factor
         elif self._torch is not None and update and update % self._per_epoch == 0:
-            self._torch.step()
+            with warnings.catch_warnings():  # torch cannot know of the steps before a run was resumed
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                self._torch.step()
 
     @property
     def lr(self) -> float:
         """The learning rate in force."""
-        return float(self._groups[0]["lr"])
+        return float(self._optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, object]:
         """What a torch scheduler remembers; empty for pure functions of the update."""
@@ -99,25 +124,41 @@ class Schedule:
 def _schedule(
     choice: str | Factory | None, optimizer: torch.optim.Optimizer, updates: int, settings: dict[str, object]
 ) -> tuple[Callable[[int], float] | None, torch.optim.lr_scheduler.LRScheduler | None]:
-    if choice is None or choice == "constant":
-        return (lambda _: 1.0), None
-    if choice == "cosine":
-        floor = float(cast(float, settings.get("floor", 0.0)))
-        return (
-            lambda u: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(u, updates) / updates))
-        ), None
-    if choice == "step":
-        milestones = [float(m) for m in cast(Iterable[float], settings.get("milestones", (0.5,)))]
-        gamma = float(cast(float, settings.get("gamma", 0.1)))
-        return (lambda u: gamma ** sum(u >= m * updates for m in milestones)), None
-    if isinstance(choice, str):
-        known = {k.lower(): v for k, v in vars(torch.optim.lr_scheduler).items() if isinstance(v, type)}
-        if choice.lower() not in known:
-            raise ConfigError(
-                f"unknown scheduler {choice!r}; known: cosine, step, constant, or a class of torch.optim.lr_scheduler"
-            )
-        choice = known[choice.lower()]
-    return None, cast(torch.optim.lr_scheduler.LRScheduler, choice(optimizer, **settings))
+    if choice is None:
+        choice = "constant"
+    if not isinstance(choice, str):
+        return None, cast(torch.optim.lr_scheduler.LRScheduler, choice(optimizer, **settings))
+    try:
+        if choice in _FACTORS:
+            return _FACTORS[choice](updates, **settings), None
+        make = cast(Callable[..., torch.optim.lr_scheduler.LRScheduler], _scheduler_class(choice))
+        return None, make(optimizer, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"scheduler {choice!r} with {one_line(settings)}: {error}") from error
+
+
+def _scheduler_class(name: str) -> type[torch.optim.lr_scheduler.LRScheduler]:
+    known = _classes(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+    known.pop("reducelronplateau")  # its step needs a metric
+    if name.lower() not in known:
+        raise ConfigError(unknown("scheduler", name, [*_FACTORS, *sorted(known)]))
+    return known[name.lower()]
+
+
+def _constant(updates: int) -> Callable[[int], float]:
+    return lambda _: 1.0
+
+
+def _cosine(updates: int, floor: float = 0.0) -> Callable[[int], float]:
+    return lambda u: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(u, updates) / updates))
+
+
+def _step(updates: int, milestones: Iterable[float] = (0.5,), gamma: float = 0.1) -> Callable[[int], float]:
+    at = [float(m) * updates - 1e-9 for m in milestones]  # so that 0.07 of 100 updates are 7
+    return lambda u: float(gamma) ** sum(u >= m for m in at)
+
+
+_FACTORS: dict[str, Callable[..., Callable[[int], float]]] = {"cosine": _cosine, "step": _step, "constant": _constant}
 
 
 class Sensitivity:
@@ -128,20 +169,22 @@ class Sensitivity:
     others        by automatic differentiation of the optimiser itself
     A clipped gradient s g, s = clip/|g|, adds the factor s (I - g g^T / |g|^2).
 
-    Raises `ConfigError` when called, if the optimiser can be neither derived nor differentiated.
+    Parameters that the step leaves alone (not the optimiser's, or without a state) have the product 0. Raises
+    `ConfigError` when made, if the optimiser can be neither derived nor differentiated.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, params: Params) -> None:
         self._optimizer = optimizer
-        self._groups = [dict(g) for g in optimizer.param_groups]
-        self._closed = isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+        self._params = params
+        self._group_of = {id(p): dict(g) for g in optimizer.param_groups for p in g["params"]}
         state = optimizer.state
         self._fresh = {id(p): state.get(p, {}).get("momentum_buffer") is None for p in params.values()}
-        self._before = (
-            {} if self._closed else {id(p): copy.deepcopy(state.get(p, {})) for p in params.values()}
-        )
-        self._params = params
-        self._group_of = {id(p): g for g in self._groups for p in g["params"]}
+        closed = type(optimizer) in _CLOSED
+        if not closed and not all("differentiable" in g for g in optimizer.param_groups):
+            raise ConfigError(
+                f"no look-ahead through {type(optimizer).__name__}, which torch cannot differentiate; use sgd, adam, adamw"
+            )
+        self._before = {} if closed else {id(p): copy.deepcopy(state.get(p, {})) for p in params.values()}
 
     def __call__(
         self, direction: Params, *, grads: Params, before: Params, clip: tuple[float, float] | None = None
@@ -150,22 +193,23 @@ class Sensitivity:
 
         clip: (scale s, norm of the unclipped gradient) where clipping took place.
         """
-        out: Params = {}
-        for name, p in self._params.items():
-            group = self._group_of[id(p)]
-            if isinstance(self._optimizer, torch.optim.SGD):
-                out[name] = direction[name] * _sgd_factor(group, fresh=self._fresh[id(p)])
-            elif isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-                decoupled = isinstance(self._optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
-                decay = 0.0 if decoupled else float(group["weight_decay"])
-                seen = grads[name] + decay * _sign(group) * before[name]
-                diagonal = _adam_diagonal(group, self._optimizer.state[p], seen)
-                out[name] = direction[name] * diagonal
-            else:
-                out[name] = _by_autograd(
-                    self._optimizer, group, self._before[id(p)], grads[name], before[name], direction[name]
-                )
+        out = {k: self._product(p, direction[k], grads[k], before[k]) for k, p in self._params.items()}
         return out if clip is None else _through_clipping(out, grads, *clip)
+
+    def _product(self, p: Tensor, v: Tensor, grad: Tensor, before: Tensor) -> Tensor:
+        group, kind = self._group_of.get(id(p)), type(self._optimizer)
+        if group is None:
+            return torch.zeros_like(v)
+        if kind is torch.optim.SGD:
+            return v * _sgd_factor(group, fresh=self._fresh[id(p)])
+        if kind not in _CLOSED:
+            return _by_autograd(kind, group, self._before[id(p)], grad, before, v)
+        state = self._optimizer.state.get(p)
+        if not state:
+            return torch.zeros_like(v)
+        decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
+        decay = 0.0 if decoupled else float(group["weight_decay"])
+        return v * _adam_diagonal(group, state, grad + decay * _sign(group) * before)
 
 
 def _sgd_factor(group: Group, *, fresh: bool) -> float:
@@ -196,24 +240,20 @@ def _adam_diagonal(group: Group, state: Mapping[str, Any], grad: Tensor) -> Tens
 
 
 def _by_autograd(
-    optimizer: torch.optim.Optimizer,
+    kind: type[torch.optim.Optimizer],
     group: Group,
     state: Mapping[str, Any],
     grad: Tensor,
     before: Tensor,
     v: Tensor,
 ) -> Tensor:
-    settings = {
-        k: x
-        for k, x in group.items()
-        if k not in ("params", "foreach", "fused", "capturable", "initial_lr", "decoupled_weight_decay")
-    }
-    if "differentiable" not in settings:
-        raise ConfigError(
-            f"no look-ahead through {type(optimizer).__name__}; use sgd, adam, adamw or another optimiser with differentiable=True"
-        )
-    g, p = grad.detach().clone().requires_grad_(), before.detach().clone()
-    twin = type(optimizer)([p], **{**settings, "differentiable": True})
+    known = set(inspect.signature(kind).parameters) - {"params", "foreach", "fused", "capturable"}
+    settings = {k: x for k, x in group.items() if k in known}  # schedulers leave notes of their own in a group
+    # The root of a square has no slope at 0 (0 / 0 by automatic differentiation), but a limit, taken here.
+    least = torch.finfo(grad.dtype).tiny ** 0.4
+    g = torch.where(grad.abs() < least, least, grad.detach()).requires_grad_()
+    p = before.detach().clone()
+    twin = cast(Callable[..., torch.optim.Optimizer], kind)([p], **{**settings, "differentiable": True})
     if state:
         twin.state[p] = copy.deepcopy(dict(state))
     with torch.enable_grad():
@@ -223,7 +263,6 @@ def _by_autograd(
 
 
 def _through_clipping(v: Params, grads: Params, scale: float, norm: float) -> Params:
-    along = (
-        sum(float((v[k] * grads[k]).sum()) for k in v) / (scale * norm) ** 2
-    )  # grads are the clipped ones, s g
+    # grads are the clipped ones, s g; torch divides by |g| + 1e-6
+    along = sum(float((v[k] * grads[k]).sum()) for k in v) / (scale**2 * norm * (norm + 1e-6))
     return {k: scale * (v[k] - along * grads[k]) for k in v}

@@ -43,6 +43,8 @@ class Recipe:
     """Dropout before the head of a named model."""
     precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Parameters' type (float32, float64) or autocast type (bfloat16, float16)."""
+    channels_last: bool = False
+    """Images and convolutions in channels-last memory order; faster for most convolutional networks."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     q: Annotated[int, Ge(1)] | None = None

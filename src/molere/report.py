@@ -174,9 +174,7 @@ def records(table: Table) -> list[dict[str, object]]:
 
 def _record(table: Table, cell: Cell) -> dict[str, object]:
     scale, pair = cell.metric.scale, cell.paired
-    cost = {
-        name: number for name, number in asdict(table.cost(cell.label)).items() if name not in {"label", "n"}
-    }
+    cost = {name: number for name, number in asdict(table.cost(cell.label)).items() if name not in {"label", "n"}}
     return {
         "method": cell.label,
         "metric": cell.metric.name,

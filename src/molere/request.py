@@ -45,9 +45,7 @@ class Request:
         }
 
 
-def request(
-    methods: Sequence[Any], data: Any, model: Any, recipe: Any, seeds: int | Sequence[int]
-) -> Request:
+def request(methods: Sequence[Any], data: Any, model: Any, recipe: Any, seeds: int | Sequence[int]) -> Request:
     """Read and check; one ConfigError with a line for each mistake."""
     mistakes = list[str]()
     labelled, numbers = dict[str, Any](), tuple[int, ...]()
@@ -119,9 +117,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not found or len(set(found)) < len(found) or any(s < 0 for s in found):
-        raise ConfigError(
-            f"seeds must be a number of seeds, or different ones such as 0, 1, 2; got {one_line(seeds)}"
-        )
+        raise ConfigError(f"seeds must be a number of seeds, or different ones such as 0, 1, 2; got {one_line(seeds)}")
     return found
 
 
@@ -167,9 +163,7 @@ def side_by_side(jobs: int | Literal["auto"], asked: Request) -> int:
     if jobs < 1:
         raise ConfigError(f"jobs must be auto or at least 1; got {jobs}")
     if jobs > 1 and not asked.is_plain:
-        raise ConfigError(
-            f"jobs={jobs} needs methods, data and model by name and a recipe of settings; use jobs=1"
-        )
+        raise ConfigError(f"jobs={jobs} needs methods, data and model by name and a recipe of settings; use jobs=1")
     return jobs
 
 
@@ -181,21 +175,21 @@ def cores() -> int:
 def _uses_gpu(recipe: Mapping[str, Any] | None) -> bool:
     device = str((recipe or {}).get("device") or "auto")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    there = (
-        Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
-    )  # torch would know, slowly
+    there = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None  # torch would know, slowly
     return device.startswith("cuda") or (device == "auto" and there and not hidden)
 
 
 def call(asked: Request, jobs: int | str) -> str:
     """The Python call that makes this comparison again."""
-    config = asked.config()
-    parts = [
-        f"{list(asked.methods)!r}",
-        f"data={config['data']!r}",
-        *([f"model={config['model']!r}"] if config["model"] else []),
-        *([f"recipe={config['train']!r}"] if config["train"] else []),
-        f"seeds={list(asked.seeds)!r}",
-        *([f"jobs={jobs!r}"] if jobs != 1 else []),
+    given = {"data": asked.data, "model": asked.model, "recipe": asked.recipe, "seeds": list(asked.seeds), "jobs": jobs}
+    stated = [
+        f"{key}={_said(value)}" for key, value in given.items() if value is not None and (key, value) != ("jobs", 1)
     ]
-    return f"molere.compare({', '.join(parts)})"
+    return f"molere.compare([{', '.join(map(_said, asked.methods.values()))}], {', '.join(stated)})"
+
+
+def _said(value: Any) -> str:
+    """A value as it is typed; an object by its class and name."""
+    if isinstance(value, str | int | list) or is_mapping(value):
+        return repr(plain(value))
+    return f"<{type(value).__name__} {name}>" if (name := getattr(value, "name", "")) else one_line(value)

@@ -34,8 +34,7 @@ def describe_class(cls: type, kinds: Kinds) -> dict[str, Any]:
     """Each field of a dataclass: its limits, default and docstring; nested dataclasses under `fields`."""
     helps = field_docs(cls)
     return {
-        name: _entry(a, default_of(cls, name), kinds) | {"help": helps.get(name, "")}
-        for name, a in hints(cls).items()
+        name: _entry(a, default_of(cls, name), kinds) | {"help": helps.get(name, "")} for name, a in hints(cls).items()
     }
 
 
@@ -54,9 +53,7 @@ def _docs_in(cls: type) -> dict[str, str]:
     return {
         line.target.id: " ".join(text.split())
         for line, after in zip(body, body[1:], strict=False)
-        if isinstance(line, ast.AnnAssign)
-        and isinstance(line.target, ast.Name)
-        and (text := _docstring(after))
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and (text := _docstring(after))
     }
 
 

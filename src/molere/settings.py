@@ -44,9 +44,7 @@ class MethodSpec:
         """Read NAME@PRESET[key=value,...]; ConfigError for another form, and for names that do not exist."""
         match = _SPEC.fullmatch(text.strip())
         if match is None:
-            raise ConfigError(
-                f"method {one_line(text)}: write NAME, NAME@PRESET or NAME[key=value,other.key=value]"
-            )
+            raise ConfigError(f"method {one_line(text)}: write NAME, NAME@PRESET or NAME[key=value,other.key=value]")
         name, preset = match["name"].strip(), (match["preset"] or "").strip()
         pick("method", name, registry.METHODS)
         if preset:
@@ -192,9 +190,7 @@ def check_model(name: str) -> None:
     if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         if (int(match[1]) - 4) % 6 == 0 and int(match[1]) > 4 and int(match[2]) > 0:
             return
-        raise ConfigError(
-            f"model '{name}': a Wide ResNet's depth is 6 n + 4 (10, 16, 22, 28); its width at least 1"
-        )
+        raise ConfigError(f"model '{name}': a Wide ResNet's depth is 6 n + 4 (10, 16, 22, 28); its width at least 1")
     raise ConfigError(unknown("model", name, registry.MODELS))
 
 

@@ -174,6 +174,7 @@ class Random:
     """A random part, by default in proportion to the classes."""
 
     stratified: bool = True
+    """In proportion to the classes, or else any examples."""
 
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
         """Positions that validate, drawn from the run's own stream."""

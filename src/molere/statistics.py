@@ -65,9 +65,7 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (n - 1) / n)
 
 
-def paired(
-    values: Mapping[int, float], baseline: Mapping[int, float], *, higher_is_better: bool = True
-) -> Paired:
+def paired(values: Mapping[int, float], baseline: Mapping[int, float], *, higher_is_better: bool = True) -> Paired:
     """Compare two tables seed -> value on the seeds they share; seeds of only one of them are left out.
 
     Differences within rounding (1e-12 of the values) are exact ties.

@@ -14,6 +14,7 @@ from molere.errors import ConfigError
 from molere.statistics import NAN, Mean, Paired
 
 Result = Mapping[str, Any]  # JSON as stored: strings, numbers and mappings of them
+Numbers = Mapping[str, Any]  # JSON again: numbers, whole ones too, and null where not known
 Selection = Literal["last", "best"]
 Verdict = Literal["better", "worse", "unclear", "untested"]
 
@@ -181,9 +182,7 @@ def _baseline(runs: Runs, labels: Sequence[str], wanted: str | None) -> str:
     if not labels:
         raise ConfigError("there is nothing to compare: give at least one method, e.g. erm")
     if wanted is not None and wanted not in labels:
-        raise ConfigError(
-            f"the baseline {wanted!r} is not among the methods; it can be one of {', '.join(labels)}"
-        )
+        raise ConfigError(f"the baseline {wanted!r} is not among the methods; it can be one of {', '.join(labels)}")
     plain = [label for (label, _), r in runs.items() if r["method"] == "erm"]
     erm = [label for label in labels if label == "erm"] + [label for label in labels if label in plain]
     return wanted or (erm or list(labels))[0]
@@ -193,7 +192,7 @@ def _metric_names(results: Iterable[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results for s in SELECTIONS for name in _metrics(r, s)))
 
 
-def _metrics(result: Result, selection: Selection) -> Mapping[str, float]:
+def _metrics(result: Result, selection: Selection) -> Numbers:
     return result.get(selection) or {}  # a run without selection data has no best epoch
 
 
@@ -212,12 +211,8 @@ def _values(runs: Runs, label: str, read: Callable[[Result], float | None]) -> d
     return {seed: float(v) for seed, v in sorted(values.items()) if v is not None and math.isfinite(v)}
 
 
-def _column(
-    runs: Runs, labels: Sequence[str], baseline: str, metric: Metric, selection: Selection
-) -> list[Cell]:
-    values = {
-        label: _values(runs, label, lambda r: _metrics(r, selection).get(metric.name)) for label in labels
-    }
+def _column(runs: Runs, labels: Sequence[str], baseline: str, metric: Metric, selection: Selection) -> list[Cell]:
+    values = {label: _values(runs, label, lambda r: _metrics(r, selection).get(metric.name)) for label in labels}
     pairs = {
         label: statistics.paired(values[label], values[baseline], higher_is_better=metric.higher_is_better)
         for label in labels
@@ -238,12 +233,8 @@ def _column(
 
 
 def _cost(runs: Runs, label: str, baseline: str) -> Cost:
-    def ratio(
-        of: Callable[[Mapping[str, float]], float], to: Callable[[Mapping[str, float]], float]
-    ) -> float:
-        return _ratio(
-            _values(runs, label, lambda r: of(r["cost"])), _values(runs, baseline, lambda r: to(r["cost"]))
-        )
+    def ratio(of: Callable[[Numbers], float], to: Callable[[Numbers], float]) -> float:
+        return _ratio(_values(runs, label, lambda r: of(r["cost"])), _values(runs, baseline, lambda r: to(r["cost"])))
 
     seconds = _values(runs, label, lambda r: r["cost"].get("seconds"))
     return Cost(
@@ -258,19 +249,22 @@ def _cost(runs: Runs, label: str, baseline: str) -> Cost:
     )
 
 
-def passes(cost: Mapping[str, float]) -> float:
+def passes(cost: Numbers) -> float:
     """Forward equivalents of a run (forward 1, backward 2 a sample), virtual passes included, no scouts."""
-    forward = cost.get("forward", 0.0) + cost.get("virtual_forward", 0.0)
-    return forward + 2 * (cost.get("backward", 0.0) + cost.get("virtual_backward", 0.0))
+    return sum(_number(cost, f"{kind}forward") + 2 * _number(cost, f"{kind}backward") for kind in ("", "virtual_"))
 
 
-def scout_passes(cost: Mapping[str, float]) -> float:
+def scout_passes(cost: Numbers) -> float:
     """Forward-pass equivalents of the runs made beforehand to find the hard examples."""
-    return cost.get("scout_forward", 0.0) + 2 * cost.get("scout_backward", 0.0)
+    return _number(cost, "scout_forward") + 2 * _number(cost, "scout_backward")
 
 
-def _item(name: str) -> Callable[[Mapping[str, float]], float]:
-    return lambda cost: cost.get(name, NAN)
+def _number(cost: Numbers, name: str) -> float:
+    return float(cost.get(name) or 0.0)
+
+
+def _item(name: str) -> Callable[[Numbers], float]:
+    return lambda cost: NAN if cost.get(name) is None else float(cost[name])
 
 
 def _ratio(values: Mapping[int, float], reference: Mapping[int, float]) -> float:

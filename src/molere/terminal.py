@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.padding import Padding
@@ -40,7 +40,7 @@ class Screen:
         self.title = title
         self.closing = closing
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text | Padding | Grid]:
         if self.title:
             yield Text(self.title, style="bold")
         for selection, title in TITLES.items():
@@ -59,18 +59,14 @@ class Screen:
             yield Text("\nMissing runs", style="bold red")
             for line in wording.missing(table):
                 yield _bullet(line)
-        yield Text(
-            f"\nn = {len(table.seeds)} seeds. {wording.meaning(table)} {wording.budgets(table)}", "dim"
-        )
+        yield Text(f"\nn = {len(table.seeds)} seeds. {wording.meaning(table)} {wording.budgets(table)}", "dim")
         for line in self.closing:
             yield Text(line)
 
 
 def plain(table: Table, *, title: str = "", closing: Sequence[str] = (), width: int = WIDTH) -> str:
     """The same as plain text without colours."""
-    console = Console(
-        file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
         console.print(Screen(table, title=title, closing=closing))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
@@ -82,9 +78,7 @@ def metric_grids(
     """The headline metrics, as many side by side as fit the width, each with as many columns as fit."""
     left = [table.column(metric, selection) for metric in table.headline]
     while left:
-        choices = [
-            (n, show) for show in LAYOUTS for n in range(len(left), 0, -1) if n == 1 or show is LAYOUTS[0]
-        ]
+        choices = [(n, show) for show in LAYOUTS for n in range(len(left), 0, -1) if n == 1 or show is LAYOUTS[0]]
         grids = [(n, _grid(table, left[:n], show)) for n, show in choices]
         fitting = [(n, grid) for n, grid in grids if _width(grid, console, options) <= options.max_width]
         n, grid = (fitting or grids[-1:])[0]
@@ -140,9 +134,7 @@ def _or_blank(ratio: float) -> str:
 
 
 def _empty_grid() -> Grid:
-    return Grid(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
+    return Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
 
 
 def _bullet(line: str) -> Padding:

@@ -4,12 +4,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molere.data.pool import Data, Pool
+from molere.data.pool import Data, Pool, content_hash
 from molere.errors import NumericsError
 from molere.evaluate import metrics
 from molere.learner import Learner
@@ -50,20 +52,26 @@ class Job:
 
 
 def plain(settings: object) -> dict[str, Any]:  # Any: settings are of any plain type
-    """A frozen dataclass of settings as plain values; what is not plain appears by its name."""
-    out: dict[str, Any] = {}
+    """A frozen dataclass of settings as plain values; a tensor appears by its content, other objects by their names."""
     fields = dataclasses.fields(cast(Any, settings)) if dataclasses.is_dataclass(settings) else ()
-    for f in fields:
-        value = getattr(settings, f.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            out[f.name] = {"kind": type(value).__name__, **plain(value)}
-        elif isinstance(value, str | int | float | bool | None):
-            out[f.name] = value
-        elif isinstance(value, Mapping):
-            out[f.name] = {str(k): v for k, v in cast(Mapping[str, object], value).items()}
-        else:
-            out[f.name] = getattr(value, "__name__", str(value))
-    return out
+    return {f.name: _plain(getattr(settings, f.name)) for f in fields}
+
+
+def _plain(value: object) -> Any:  # Any: as above
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__, **plain(value)}
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in cast(Mapping[object, object], value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in cast(Sequence[object], value)]
+    if isinstance(value, Tensor | np.ndarray):
+        return content_hash([torch.as_tensor(cast(Tensor, value))], "")
+    if isinstance(value, partial):
+        call = cast("partial[object]", value)
+        return {"call": _plain(call.func), "with": _plain([*call.args, call.keywords])}
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 class Training:
@@ -245,6 +253,8 @@ def _open(job: Job, scouts: Scouts) -> Run:
     recipe, pool = job.recipe, job.data.train
     model = job.build().to(job.device)
     model = model.double() if recipe.precision == "float64" else model
+    if recipe.channels_last:
+        model = cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs know no keyword form
     model.train()
     per_epoch = len(pool) // recipe.batch_size
     budget = recipe.epochs * per_epoch
@@ -266,6 +276,7 @@ def _open(job: Job, scouts: Scouts) -> Run:
         schedule,
         grad_clip=recipe.grad_clip,
         scaled=recipe.precision == "float16" and job.device.type == "cuda",
+        channels_last=recipe.channels_last,
     )
     return Run(
         pool=pool,
@@ -303,4 +314,4 @@ def _state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors
 def _restore(state: object, saved: Mapping[str, Any], device: torch.device) -> None:  # Any: as above
     for name, value in saved.items():
         if not isinstance(getattr(state, name), Learner):
-            setattr(state, name, value.to(device) if isinstance(value, Tensor) else value)
+            setattr(state, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)

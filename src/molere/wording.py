@@ -111,11 +111,7 @@ def _finding(table: Table, column: Sequence[Cell]) -> str:
         return f"{head} no method differs from {table.baseline} {level}."
     gains = "; ".join(f"{c.label} by {_gain(c)}, {price(table, c.label)}" for c in better)
     losses = "; ".join(f"{c.label} by {_loss(c)}" for c in worse)
-    first = (
-        f"better than {table.baseline} {level}: {gains}."
-        if better
-        else f"none is better than {table.baseline}."
-    )
+    first = f"better than {table.baseline} {level}: {gains}." if better else f"none is better than {table.baseline}."
     return f"{head} {first}" + (f" Worse {level}: {losses}." if worse else "")
 
 

@@ -7,6 +7,7 @@ a lock nor take more than its job with it. Workers are spawned, never forked, an
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -116,10 +117,9 @@ def serve(channel: Connection, plan: Plan, threads: int) -> None:
     """What a worker does: say that it is ready, then run the jobs it is given until there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch  # here: the parent, which imports this file, needs none
-
-    torch.set_num_threads(threads)
     bench = Bench(plan)
+    if torch := sys.modules.get("torch"):  # the bench has imported it; the parent, which imports us, has not
+        torch.set_num_threads(threads)
     with suppress(EOFError, OSError):  # the parent is gone
         channel.send(READY)
         while (job := channel.recv()) is not None:

@@ -1,9 +1,12 @@
 """The command line: molere demo | train | compare | resume | methods | models | data list."""
 
+import os
 import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -11,7 +14,7 @@ from typing import Annotated
 import typer
 
 import molere
-from molere.cli import listings, options
+from molere.cli import options
 from molere.cli.console import Console
 from molere.errors import MolereError
 
@@ -28,7 +31,7 @@ Results go to ./molere-runs; the same command goes on where it stopped."""
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True
 )
-data_app = typer.Typer(rich_markup_mode=None, help="Data sets.", no_args_is_help=True)
+data_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 app.add_typer(data_app, name="data")
 
 
@@ -79,7 +82,9 @@ def run(
     no_progress: options.NoProgress = False,
 ) -> None:
     """Plan what the options ask for, and run it."""
-    plan = options.plan(str(ctx.info_name), ctx.params)
+    from molere.cli.plan import plan as planned
+
+    plan = planned(str(ctx.info_name), ctx.params)
     if print_config:
         from molere.experiment import resolved_yaml
 
@@ -112,22 +117,90 @@ def go_on(
     raise typer.Exit(code)
 
 
-@app.command("methods")
-def list_methods(
-    name: Annotated[str | None, typer.Argument(help="A method: list its settings.")] = None,
-    json: options.Json = False,
-) -> None:
-    """List the methods, or the settings of one."""
-    print(listings.methods(json) if name is None else listings.method(name, json))
+@app.command("methods", context_settings={"allow_extra_args": True}, options_metavar="[NAME]... [OPTIONS]")
+def list_methods(ctx: typer.Context, json: options.Json = False) -> None:
+    """List the methods, or the settings of those named."""  # typer would take a quarter of a second to read a NAME
+    from molere.cli import listings
+
+    pages = [listings.method(name, json) for name in ctx.args] or [listings.methods(json)]
+    print("\n\n".join(pages))
 
 
 @app.command("models")
 def list_models(json: options.Json = False) -> None:
     """List the named classifiers."""
+    from molere.cli import listings
+
     print(listings.models(json))
+
+
+@data_app.callback()
+def show_data(ctx: typer.Context) -> None:
+    """Data sets."""
+    if ctx.invoked_subcommand is None:
+        from molere.cli import listings
+
+        print(listings.data(None, False))
 
 
 @data_app.command("list")
 def list_data(root: options.Root = None, json: options.Json = False) -> None:
     """List the data sets, their scenarios, and whether they are there."""
+    from molere.cli import listings
+
     print(listings.data(root, json))
+
+
+@contextmanager
+def _resumable(folder: Path) -> Generator[None]:
+    """An interruption ends with a line that says how to go on: exit code 130, or 143 for SIGTERM."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        how = f"; go on with: molere resume {shlex.quote(str(folder))}" if folder.exists() else ""
+        print(f"interrupted{how}", file=sys.stderr)
+        raise typer.Exit(143 if isinstance(interruption, Terminated) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main() -> int:
+    """The program `molere`: runs a command, and turns every error into one line and an exit code."""
+    verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
+    try:
+        code = app(prog_name="molere", standalone_mode=False)
+    except MolereError as error:
+        return _failed(str(error), error.exit_code, verbose)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted", 130, verbose=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        return 1
+    except Exception as error:
+        if _is_usage(error):
+            return _failed(_usage(error), 2, verbose=False)
+        return _failed(f"{type(error).__name__}: {error} (a fault of molere; -v shows where)", 1, verbose)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(message: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    for line in message.splitlines() or [""]:
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether typer found the fault in what was typed; its class has the same name in every release."""
+    return any(c.__name__ == "ClickException" for c in type(error).__mro__)
+
+
+def _usage(error: Exception) -> str:
+    text = getattr(error, "format_message", lambda: str(error))()
+    return " ".join(text.split())

@@ -17,7 +17,9 @@ WIDTH = 100
 def methods(as_json: bool) -> str:
     """All methods with a line each."""
     if as_json:
-        return _json({"methods": {n: e.summary for n, e in registry.METHODS.items()}, "presets": dict(registry.PRESETS)})
+        return _json(
+            {"methods": {n: e.summary for n, e in registry.METHODS.items()}, "presets": dict(registry.PRESETS)}
+        )
     rows = [(name, entry.summary) for name, entry in registry.METHODS.items()]
     more = ["", "Settings of one: molere methods NAME. Presets, as in lrwopt@paper:"]
     return "\n".join([*_columns(rows), *more, *_columns(registry.PRESETS.items())])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molere.cli.console import Console, Meter, finite, summary
-from molere.cli.options import Plan, check_folder, described, stored
+from molere.cli.plan import Plan, check_folder, described, stored
 from molere.config import dump_value
 from molere.errors import ConfigError
 from molere.experiment import Experiment, resolved_yaml
@@ -42,9 +42,10 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
     from molere.storage import RunFolder
 
     e = plan.experiment
-    with RunFolder(plan.folder) as folder:  # found out before the data are read
-        text = resolved_yaml(replace(e, out=str(plan.folder)), heading=("Go on with: molere resume FOLDER",))
-        folder.write_text("experiment.yaml", text)
+    with RunFolder(plan.folder) as folder:  # fails before the data are read
+        if e.resume == "never" or not (plan.folder / "config.yaml").exists():
+            heading = (f"Go on with: molere resume {plan.folder}",)
+            folder.write_text("config.yaml", resolved_yaml(replace(e, out=str(plan.folder)), heading=heading))
     with console.meter(1) as meter:
         result = fit(
             e.labels[0],

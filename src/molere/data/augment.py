@@ -59,9 +59,7 @@ def normalisation(
     """(x / 255 - mean) / std as x * scale + shift per channel; (None, None) for inputs used as they are."""
     if x.dtype != torch.uint8:
         if mean is not None or std is not None:
-            raise DataError(
-                "mean and std are for uint8 images; pass those, or normalise the float array yourself"
-            )
+            raise DataError("mean and std are for uint8 images; pass those, or normalise the float array yourself")
         return None, None
     channels = x.shape[1]
     m, s = mean or (0.0,) * channels, std or (1.0,) * channels

@@ -24,7 +24,7 @@ def instance_noise(
     rate: float,
     classes: int,
     seed: int,
-    input_scale: float = 255,
+    input_scale: float = 255.0,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Labels flipped in dependence on the input, and the flip probabilities (Xia et al. 2020, Algorithm 2).
 
@@ -33,8 +33,8 @@ def instance_noise(
     P_i = q_i softmax(a_i without y_i) on the wrong classes, 1 - q_i on y_i;  the new label ~ Categorical(P_i)
 
     The expected share of flips is E[q]: .1288 for rate .1, .2055 (.2), .3004 (.3), .4000 (.4); rate 0 changes
-    nothing. Inputs are brought to 0..input_scale (uint8 images divided by 255 first, floats taken as 0..1). At
-    the published 255 the softmax is one-hot: each instance has a single wrong class.
+    nothing. Inputs are brought to 0..input_scale (uint8 images divided by 255 first, floats taken as 0..1);
+    at the published 255 the softmax is one-hot: each instance has a single wrong class.
     """
     _check_rate(rate)
     q = flip_probabilities(len(y), rate, seed)
@@ -60,9 +60,7 @@ def flip_probabilities(n: int, rate: float, seed: int) -> Float[Tensor, " n"]:
     return (rate + width * torch.erfinv(low + u * (high - low))).clamp(0, 1)
 
 
-def noisy_probabilities(
-    logits: Float[Tensor, "n c"], q: Float[Tensor, " n"], label: int
-) -> Float[Tensor, "n c"]:
+def noisy_probabilities(logits: Float[Tensor, "n c"], q: Float[Tensor, " n"], label: int) -> Float[Tensor, "n c"]:
     """P [n, c] of the new label for examples of one class: 1 - q stays, q goes by softmax to the others."""
     others = logits.index_fill(1, torch.tensor(label), -torch.inf)
     p = q[:, None] * torch.softmax(others, 1)
@@ -76,6 +74,7 @@ def uniform_noise(y: Int[Tensor, " n"], rate: float, classes: int, seed: int) ->
     Here `rate` is the true share of flips. `uniform_transition` has the other convention: it draws the new
     label from all classes, the old one included, which flips rate (1 - 1/C) of them.
     """
+    _check_rate(rate)
     return transition_noise(y, uniform_transition(rate * classes / (classes - 1), classes), seed)
 
 
@@ -132,9 +131,7 @@ def long_tail(
     wanted = tail_sizes(factor, classes, min(sizes) if n_max is None else n_max)
     for c, (size, need) in enumerate(zip(sizes, wanted, strict=True)):
         if size < need:
-            raise DataError(
-                f"class {c} has {size} examples, its long-tail size is {need}; lower n_max={n_max}"
-            )
+            raise DataError(f"class {c} has {size} examples, its long-tail size is {need}; lower n_max={n_max}")
     order = _shuffled(len(y), seed, "long-tail")
     kept = [order[y.cpu()[order] == c][:need] for c, need in enumerate(wanted)]
     return torch.cat(kept).sort().values
@@ -177,9 +174,7 @@ def stratified_subset(y: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, " 
     return torch.cat([*kept, order[:0]]).sort().values
 
 
-def stratified_split(
-    y: Int[Tensor, " n"], n: int, seed: int
-) -> tuple[Int[Tensor, " rest"], Int[Tensor, " m"]]:
+def stratified_split(y: Int[Tensor, " n"], n: int, seed: int) -> tuple[Int[Tensor, " rest"], Int[Tensor, " m"]]:
     """Positions of all others, and of n random examples with the class shares of y; each in order."""
     part = stratified_subset(y, n, seed)
     rest = torch.ones(len(y), dtype=torch.bool).index_fill_(0, part, False)

@@ -96,10 +96,10 @@ def read(name: str, root: str | Path | None) -> tuple[Arrays, Arrays]:
     missing = folder.missing(root)
     base = Path(root).expanduser() / folder.place
     if not available(name, root):
-        fetch = f"{folder.loader}(ROOT, download=True) fetches it"
-        raise DataError(f"{name}: {base} lacks {', '.join(missing)}; pass the right --root, or {fetch}")
+        lacking = f"{base} lacks {', '.join(missing)}" if base.is_dir() else f"there is no folder {base}"
+        raise DataError(f"{name}: {lacking}; correct --root, or type {folder.loader}(ROOT, download=True) in Python")
     if missing:
-        warnings.warn(f"{base} lacks {', '.join(missing)}: only part of {name} is read", stacklevel=2)
+        warnings.warn(f"{base} lacks {', '.join(missing)}; only the rest of {name} is read", stacklevel=2)
     reader = _read_batches if folder.label_key else _read_idx_pair
     present = [file for file in folder.train if file not in missing]
     return reader(base, folder, present), reader(base, folder, list(folder.test))
@@ -118,7 +118,7 @@ def _read_idx_pair(base: Path, folder: Folder, files: list[str]) -> Arrays:
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """The array of an idx file of bytes: two zeros, type 8, number of dimensions, sizes (big-endian), bytes."""
+    """The array of an idx file of bytes: two zeros, type 8, number of dimensions, big-endian sizes, bytes."""
     try:
         raw = _content(path)
         zeros, kind, ndim = struct.unpack_from(">HBB", raw)
@@ -148,9 +148,7 @@ def _batch(path: Path, md5: str, label_key: str) -> Arrays:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); delete it and fetch it again") from error
     if hashlib.md5(raw, usedforsecurity=False).hexdigest() != md5:
-        warnings.warn(
-            f"{path} is not the official file (its md5 differs); its content is read as it is", stacklevel=2
-        )
+        warnings.warn(f"{path} is not the official file (its md5 differs); it is read as it is", stacklevel=2)
     entry = safe_unpickle(raw, path)
     if not isinstance(entry, dict):
         raise DataError(f"{path} holds a {type(entry).__name__}, expected a CIFAR batch; fetch it again")
@@ -174,11 +172,17 @@ class _ArraysOnly(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str) -> object:
+        if (module_name, global_name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return _latin1
         if (module_name, global_name) not in self.ADMITTED:
-            raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}; only numpy arrays are admitted"
-            )
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}; only numpy arrays are admitted")
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes are encoded as {encoding}; expected latin1")
+    return text.encode("latin1")
 
 
 def safe_unpickle(raw: bytes, path: Path) -> object:

@@ -24,12 +24,8 @@ def fetch(dataset: Items, positions: Sequence[int], stream: int) -> Shaped[Tenso
         inputs = [_input(_item(dataset, at, stream)[0], at) for at in positions]
     for at, x in zip(positions, inputs, strict=True):
         if x.shape != inputs[0].shape:
-            shapes = (
-                f"example {at} has shape {list(x.shape)}, example {positions[0]} has {list(inputs[0].shape)}"
-            )
-            raise DataError(
-                f"{shapes}; give the dataset a transform that makes all of one shape, e.g. a Resize"
-            )
+            shapes = f"x of example {at} is {list(x.shape)}, of example {positions[0]} {list(inputs[0].shape)}"
+            raise DataError(f"{shapes}; give the dataset a transform to one shape, e.g. a Resize")
     return torch.stack(inputs)
 
 

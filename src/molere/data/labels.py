@@ -20,9 +20,7 @@ def as_tensor(values: Array, what: str) -> Shaped[Tensor, "..."]:
         return values.detach()
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
-        raise DataError(
-            f"{what} must be numbers; got {array.dtype}, e.g. {array.flat[0]!r}: encode them first"
-        )
+        raise DataError(f"{what} must be numbers; got {array.dtype}, e.g. {array.flat[0]!r}: encode them first")
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
@@ -34,16 +32,12 @@ def checked_labels(
     if raw.ndim != 1:
         raise DataError(f"{what}s must be one number per example, shape [N]; got shape {list(raw.shape)}")
     if length is not None and len(raw) != length:
-        raise DataError(
-            f"x has {length} examples but there are {len(raw)} {what}s; pass one {what} per example"
-        )
+        raise DataError(f"x has {length} examples but there are {len(raw)} {what}s; pass one {what} per example")
     if raw.is_floating_point():
         _refuse(raw, ~torch.isfinite(raw), what, "not a class index; remove or relabel this example")
         _refuse(raw, raw != raw.trunc(), what, "not a whole number; expected class indices 0, 1, 2, ...")
     labels = raw.to(torch.int64).contiguous()
-    _refuse(
-        labels, labels == -100, what, "the ignore index of torch losses; remove these examples from the pool"
-    )
+    _refuse(labels, labels == -100, what, "the ignore index of torch losses; remove these examples from the pool")
     _refuse(labels, labels < 0, what, "negative; expected class indices 0, 1, 2, ...")
     if classes is not None:
         wider = f"outside 0..{classes - 1}; relabel it or pass a larger num_classes"
@@ -90,9 +84,7 @@ def _images(x: UInt8[Tensor, "..."]) -> UInt8[Tensor, "n c h w"]:
         return x[:, None].contiguous()
     shape = list(x.shape)
     if x.ndim != 4:
-        raise DataError(
-            f"uint8 x must be images [N, C, H, W]; got shape {shape}: pass anything else as float"
-        )
+        raise DataError(f"uint8 x must be images [N, C, H, W]; got shape {shape}: pass anything else as float")
     if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
         raise DataError(f"images must be [N, C, H, W]; got {shape}: pass x.transpose(0, 3, 1, 2) (numpy)")
     return x.contiguous()
@@ -109,11 +101,7 @@ def columns(
 ) -> tuple[Int[Tensor, " n"] | None, Int[Tensor, " n"] | None, npt.NDArray[np.generic] | None]:
     """The checked optional columns of a pool: evaluation groups, true labels, the user's own ids."""
     groups = None if group is None else checked_labels(group, length=length, what="group")
-    clean = (
-        None
-        if clean_y is None
-        else checked_labels(clean_y, classes=classes, length=length, what="clean label")
-    )
+    clean = None if clean_y is None else checked_labels(clean_y, classes=classes, length=length, what="clean label")
     own = None if ids is None else np.asarray(ids)
     if own is not None and len(own) != length:
         raise DataError(f"x has {length} examples but there are {len(own)} ids; pass one id per example")

@@ -9,7 +9,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ class Batch:
         return len(self.y)
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Labelled examples by position: labels, groups and true labels as whole tensors, inputs in batches."""
 

@@ -51,8 +51,8 @@ def load(
     `limit`: a stratified subset of the training images, counted before a long tail thins them. `select`: the
     share of the official training images kept apart to pick the best update (with a limit at most 1,000
     images; for digits its 197 spare ones; 0: none). Pools carry positions in the source as ids, true labels
-    where noise was added, groups where images were rotated. Raises ConfigError for unknown names and DataError
-    for missing files.
+    where noise was added, groups where images were rotated. Raises ConfigError for unknown names, DataError for
+    missing files.
     """
     source = pick("data set", name, SOURCES)
     chosen = next(iter(source.scenarios)) if scenario is None else scenario
@@ -110,9 +110,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     """Images [1797, 1, 8, 8] in 0..1 and labels, from scikit-learn's table (importing it takes seconds)."""
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
-        raise DataError(
-            "digits come with scikit-learn, which is not installed; type: pip install scikit-learn"
-        )
+        raise DataError("digits come with scikit-learn, which is not installed; type: pip install scikit-learn")
     table = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     values = np.loadtxt(table, delimiter=",", dtype=np.float32)
     x, y = torch.from_numpy(values[:, :64] / 16), torch.from_numpy(values[:, 64].astype(np.int64))
@@ -121,9 +119,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 def _split_folder(name: str, root: str | Path | None, limit: int | None, seed: int, select: float) -> Parts:
     """The official training part, less a stratified selection part, then limited; the official test part."""
-    train, test = (
-        Part(torch.from_numpy(x), torch.from_numpy(y), torch.arange(len(y))) for x, y in read(name, root)
-    )
+    train, test = (Part(torch.from_numpy(x), torch.from_numpy(y), torch.arange(len(y))) for x, y in read(name, root))
     held = round(select * len(train.y))
     held = held if limit is None else min(1000, held)
     rest, kept = stratified_split(train.y, held, key(seed, "select"))
@@ -141,7 +137,7 @@ _IMAGES = {
     "hidden-group": Scenario(rotated=0.03),
     "hidden-group-noise": Scenario(rotated=0.03, instance=0.15),
     "noise": Scenario(instance=0.3),
-    "longtail": Scenario(tail=50),
+    "longtail": Scenario(tail=50.0),
 }
 _CROP_FLIP = {"augment": "crop-flip", "crop_padding": 4}
 
@@ -152,12 +148,12 @@ SOURCES: Mapping[str, Source] = {
             "hidden-group": Scenario(rotated=0.04),
             "hidden-group-noise": Scenario(rotated=0.04, uniform=0.2),
             "noise": Scenario(instance=0.3),
-            "longtail": Scenario(tail=20),
+            "longtail": Scenario(tail=20.0),
             "clean": Scenario(),
         },
         classes=10,
         model="mlp",
-        recipe={"epochs": 60, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4},
+        recipe={"epochs": 30, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4},
     ),
     "fashion-mnist": Source(
         split=_split_folder,
@@ -212,7 +208,8 @@ def from_arrays(
     `select` is a pair (x, y) to pick the best update by, or the share of x, y that is kept apart for that.
     ids are the positions in x unless given.
     """
-    classes = _classes(y, y_test) if num_classes is None else num_classes
+    more = [select[1]] if isinstance(select, tuple) else []
+    classes = _classes(y, y_test, *more) if num_classes is None else num_classes
     pixels: dict[str, Any] = {"mean": mean, "std": std, "augment": augment}  # Any: settings of TensorPool
     pool = TensorPool(x, y, group=group, clean_y=clean_y, ids=ids, num_classes=classes, **pixels)
     pool.ids = np.arange(len(pool)) if pool.ids is None else pool.ids

@@ -30,9 +30,7 @@ class PoolView:
 
     def fingerprint(self) -> str:
         """Hash of the pool's fingerprint and the positions."""
-        return hashlib.sha256(
-            self._pool.fingerprint().encode() + self._index.cpu().numpy().tobytes()
-        ).hexdigest()
+        return hashlib.sha256(self._pool.fingerprint().encode() + self._index.cpu().numpy().tobytes()).hexdigest()
 
     def to(self, device: str | torch.device) -> "PoolView":
         """The same view of the pool on a device."""

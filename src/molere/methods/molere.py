@@ -9,8 +9,9 @@ theta: run.classifier.  phi: state.weigher.  One run:
        or learned ones  LRW with the tenth of highest score as validation part, which keeps training
 
 An example's own label enters only through its neighbours, so a mislabelled example is not hard unless its region is; an
-intrinsically hard class is not either, since ranks are taken within classes. Learned weights suit shallow models; in a
-network that interpolates its training data the meta-gradient points elsewhere, and static weights work.
+intrinsically hard class is not either, since ranks are taken within classes. Static weights are the default: in our
+measurements learned ones were never better, and in networks that interpolate their training data the meta-gradient
+points elsewhere.
 
 Source: this library's own measurements (docs/results), on the weighting of Jain, Suggala, Shenoy 2024, eq. 13 and 15.
 """
@@ -30,7 +31,6 @@ from molere.hardness import hardest_share, smr_score, static_weights
 from molere.learner import Learner
 from molere.losses import trimmed_mean
 from molere.method import Method, Run
-from molere.models import is_shallow
 from molere.split import Split, random_part
 from molere.steps import Taken, mean
 from molere.weighting import Weights
@@ -58,8 +58,8 @@ class MolereState:
 class Molere(Method[MolereState]):
     """Weights from smoothed early hardness: for rare groups that nobody has labelled, at about the cost of ERM."""
 
-    mode: Literal["auto", "static", "learned"] = "auto"
-    """Static or learned weights; auto: learned for shallow models, static for networks trained end to end."""
+    mode: Literal["static", "learned"] = "static"
+    """Weights fixed by the score, or learned with the hardest tenth by score as validation part, which keeps training."""
     expect: Literal["nothing", "rare-groups", "noise"] = "nothing"
     """What the data are thought to hold: rare-groups doubles c and learns more often; noise: weights from signals."""
     c: Annotated[float, Ge(0)] | None = None
@@ -76,6 +76,8 @@ class Molere(Method[MolereState]):
     """Compare with ERM out of fold first and fall back to it if clearly worse; costs two or more ERM runs."""
     guard_folds: Annotated[int, Ge(2)] = 2
     """Folds of that comparison."""
+    network: Literal["features", "full", "frozen"] = "features"
+    """What learned weights are a function of: the classifier's features, the example itself, or frozen features."""
     lr_weights: Annotated[float, Gt(0)] = 1e-2
     """Learning rate of learned weights."""
 
@@ -83,9 +85,8 @@ class Molere(Method[MolereState]):
         check_fields(self)
 
     def init(self, run: Run) -> MolereState:
-        """Decide between static and learned weights, ask the guard if wanted, and start the table of losses."""
-        learned = self.mode == "learned" or (self.mode == "auto" and is_shallow(run.classifier.model))
-        learned = learned or self.expect == "noise"
+        """Ask the guard if wanted, make the weight network if weights are learned, and start the table of losses."""
+        learned = self.mode == "learned" or self.expect == "noise"
         run.keep_bank()
         empty = torch.empty(0, dtype=torch.int64, device=run.device)
         state = MolereState(
@@ -112,6 +113,7 @@ class Molere(Method[MolereState]):
             return run.update(seen)
         if state.weigher is None:
             return run.update(seen, state.weights[batch.index])
+        self.weights.begin(run, state.weigher)
         w = self.weights(state.weigher, seen)  # w_i = g_phi(x_i)
         meta = run.due(self.every)
         taken = run.update(seen, w, remember=meta)
@@ -153,7 +155,7 @@ class Molere(Method[MolereState]):
     @property
     def weights(self) -> Weights:
         """The weight network of learned weights."""
-        network = "signals" if self.expect == "noise" else "features"
+        network = "signals" if self.expect == "noise" else self.network
         return Weights(network=network, c=self.strength, lr=self.lr_weights)
 
     def loses_out_of_fold(self, run: Run) -> bool:

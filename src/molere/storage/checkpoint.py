@@ -53,9 +53,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fsync:
     return target
 
 
-def load_latest(
-    folder: Path, *, on_damage: Callable[[str], None] | None = None
-) -> tuple[int, dict[str, Any]] | None:
+def load_latest(folder: Path, *, on_damage: Callable[[str], None] | None = None) -> tuple[int, dict[str, Any]] | None:
     """The step and state of the newest good checkpoint; None where none was ever saved.
 
     Starts at the one LATEST names and goes on to older ones; `on_damage` is told, in one line each, about
@@ -71,9 +69,7 @@ def load_latest(
             if on_damage is not None:
                 on_damage(str(error))
     if problems:
-        raise StorageError(
-            f"no good checkpoint in {folder}: {'; '.join(problems)}; start anew with --resume never"
-        )
+        raise StorageError(f"no good checkpoint in {folder}: {'; '.join(problems)}; start anew with --resume never")
     return None
 
 
@@ -122,9 +118,7 @@ def _blame(path: Path, manifest: bytes, data: Mapping[str, bytes]) -> str:
     try:
         stored = json.loads(manifest)
         if stored["format"] > FORMAT:
-            return (
-                f"{path} has checkpoint format {stored['format']}, this molere reads {FORMAT}; update molere"
-            )
+            return f"{path} has checkpoint format {stored['format']}, this molere reads {FORMAT}; update molere"
         for name, content in data.items():
             if stored["files"][name]["sha256"] != hashlib.sha256(content).hexdigest():
                 return f"{path / name} is damaged: its SHA-256 is not the one in manifest.json"

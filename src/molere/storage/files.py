@@ -96,9 +96,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise StorageError(
-            f"{path} is damaged: not valid JSON ({error}); delete it, or restore it"
-        ) from error
+        raise StorageError(f"{path} is damaged: not valid JSON ({error}); delete it, or restore it") from error
 
 
 # Any: what json.dumps and yaml.safe_dump take, a tree of any values.

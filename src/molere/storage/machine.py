@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +84,7 @@ def _peak_resident_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024  # bytes there, KiB elsewhere
 
 
+@cache  # reading it takes longer than a checkpoint, and it does not change while a process runs
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -90,6 +92,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache  # of the code that was loaded
 def _commit() -> str | None:
     """The commit of the source tree this package runs from, "+" where it was changed; None when installed."""
     root = Path(__file__).parents[3]

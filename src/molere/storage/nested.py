@@ -68,13 +68,11 @@ def unflatten(tensors: Mapping[str, Tensor], structure: Json) -> Any:
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file of tensors from `flatten`; for small ones many times faster than the library's writer.
+    """A safetensors file of tensors from `flatten`; for small ones faster than the library's writer.
 
     The format: length of the header (8 bytes), header (JSON: dtype, shape and place of each), data.
     """
-    ordered = sorted(
-        tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
-    )  # keeps data aligned
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps data aligned
     header: dict[str, Json] = {}
     end = 0
     for name, tensor in ordered:
@@ -114,13 +112,7 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor], seen: set[int]
 
 
 def _encode_dict(value: dict[object, object], path: str, tensors: dict[str, Tensor], seen: set[int]) -> Json:
-    tag = (
-        "$ordered"
-        if isinstance(value, OrderedDict)
-        else "$counter"
-        if isinstance(value, Counter)
-        else "$dict"
-    )
+    tag = "$ordered" if isinstance(value, OrderedDict) else "$counter" if isinstance(value, Counter) else "$dict"
     items = {key: _encode(item, f"{path}/{key}", tensors, seen) for key, item in value.items()}
     if tag == "$dict" and all(type(key) is str and not key.startswith("$") for key in items):
         return items

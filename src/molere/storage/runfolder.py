@@ -35,9 +35,7 @@ class RunFolder:
         """
         self._create()
         if any(self.path.iterdir()) and not self.is_run:
-            raise StorageError(
-                f"{self.path} is not empty and not a run of molere; choose a new folder with --out"
-            )
+            raise StorageError(f"{self.path} is not empty and not a run of molere; choose a new folder with --out")
         try:
             owner = self._lock.try_acquire()
         except OSError as error:
@@ -76,9 +74,7 @@ class RunFolder:
         """Leave the marker that the run has ended well; the last thing a run writes."""
         files.write_bytes(self.path / "DONE", b"")
 
-    def set_status(
-        self, state: Status, *, exit_code: int | None = None, updates: int = 0, of: int = 0
-    ) -> None:
+    def set_status(self, state: Status, *, exit_code: int | None = None, updates: int = 0, of: int = 0) -> None:
         """Replace status.json: what the run is doing, and how far it is."""
         value = {"state": state, "exit_code": exit_code, "updates": updates, "of": of}
         files.write_json(self.path / "status.json", value, fsync=False)
