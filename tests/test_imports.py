@@ -86,6 +86,8 @@ LIGHT = [
     "molere.config",
     "molere.recipe",
     "molere.settings",
+    "molere.compare",
+    "molere.workers",
     "molere.cli",
 ]
 HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib"}

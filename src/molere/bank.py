@@ -42,12 +42,16 @@ class Bank:
     ) -> None:
         """Store the rows of one pass."""
         if self._features is None or self._logits is None:
-            self._features = torch.zeros(self._size, features.shape[1], device=self._device)
-            self._logits = torch.zeros(self._size, logits.shape[1], device=self._device)
-        self._features.index_copy_(0, index, features.detach().float())
-        self._logits.index_copy_(0, index, logits.detach().float())
+            self._features = self._table(features)
+            self._logits = self._table(logits)
+        self._features.index_copy_(0, index, features.detach().to(self._features.dtype))
+        self._logits.index_copy_(0, index, logits.detach().to(self._logits.dtype))
         self.losses.index_copy_(0, index, losses.detach().float())
         self.seen.index_fill_(0, index, update)
+
+    def _table(self, rows: Tensor) -> Tensor:
+        wide = rows.dtype if rows.dtype == torch.float64 else torch.float32
+        return torch.zeros(self._size, rows.shape[1], dtype=wide, device=self._device)
 
     def stale(self, since: int) -> Int[Tensor, " k"]:
         """Indices of the examples not seen since an update number."""

@@ -84,7 +84,7 @@ class Comparison:
 
 
 def compare(
-    methods: Sequence[Any],
+    methods: Sequence[Any],  # Any: names or objects, see Args; the types of objects would need torch here
     *,
     data: Any = "digits",
     model: Any = None,
@@ -215,7 +215,7 @@ class _Tally:
 
     def _machines(self) -> list[str]:
         if self.ledger is not None:
-            return self.ledger.machines()
+            return self.ledger.machines(self.results)
         import torch  # which has trained by now
 
         from molere.storage import environment

@@ -58,9 +58,9 @@ class Learner:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The module's output."""
-        return self.model(*inputs)
+        return self.model(*map(self._cast, inputs))
 
-    def cast(self, x: Tensor) -> Tensor:
+    def _cast(self, x: Tensor) -> Tensor:
         """The input as the module wants it: float64 if its parameters are, images in its memory order."""
         x = x.double() if self._double and x.is_floating_point() else x
         return x.contiguous(memory_format=torch.channels_last) if self._channels_last and x.ndim == 4 else x

@@ -5,7 +5,7 @@ config.yaml status.json table.md table.csv table.json runs/LABEL/seed-K/ cache/ 
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any  # Any: JSON and YAML
@@ -101,12 +101,12 @@ class Ledger:
         """Replace a table."""
         files.write_bytes(self.path / name, text.encode())
 
-    def machines(self) -> list[str]:
-        """The machines its runs were made on, one line each."""
+    def machines(self, runs: Iterable[tuple[str, int]]) -> list[str]:
+        """The machines that some runs (label, seed) were made on, one line each."""
         lines = list[str]()
-        for path in sorted((self.path / "runs").glob("*/*/env.json")):
-            with suppress(StorageError, TypeError, KeyError, AttributeError):
-                lines.append(machine(files.read_json(path)))
+        for label, seed in runs:
+            with suppress(StorageError, TypeError, KeyError):
+                lines.append(machine(files.read_json(self.run_folder(label, seed) / "env.json")))
         return list(dict.fromkeys(lines))
 
 

@@ -223,7 +223,8 @@ def probe(losses: Losses, theta: Params, direction: Params, base: Float[Tensor, 
         (CentralDifference(), central),
     ]
     for estimator, products in candidates:
-        cosine = float(torch.nn.functional.cosine_similarity(products, truth, dim=0))
+        similarity: Tensor = torch.nn.functional.cosine_similarity(products, truth, dim=0)
+        cosine = float(similarity)
         if cosine >= 0.999 or float(truth.norm()) == 0.0:
             return Choice(estimator, f"cosine {cosine:.5f} with the {'central' if exact is None else 'exact'} products")
     return Choice(ForwardMode() if exact is not None else CentralDifference(), "differences were not accurate enough")

@@ -267,7 +267,7 @@ class Run:
 
         def losses(theta: Params) -> Tensor:
             with self.classifier.at(theta, stream=seen.stream, training=self._virtual_mode):
-                logits = self.classifier(self.classifier.cast(seen.batch.x))
+                logits = self.classifier(seen.batch.x)
             if self._tap is not None:
                 self._tap.take()
             return cross_entropy(logits, seen.batch.y)
@@ -297,7 +297,7 @@ class Run:
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with nullcontext() if self._low is None else torch.autocast(self.device.type, self._low):
-            logits = self.classifier(self.classifier.cast(x))
+            logits = self.classifier(x)
         logits = logits if self._low is None else logits.float()
         return logits, logits.detach() if self._tap is None else self._tap.take().to(logits.dtype)
 
@@ -363,7 +363,7 @@ class Run:
         """A further network with its optimiser, saved and resumed under its name."""
         if name in self.learners:
             raise ConfigError(f"this run has a network named {name!r} already; give the new one another name")
-        net = net.to(self.device)
+        net = net.to(self.device, torch.float64 if self.recipe.precision == "float64" else None)
         made = make_optimizer(optimizer, net.parameters(), lr=lr, momentum=momentum)
         self.learners[name] = Learner(name, net, made)
         return self.learners[name]
@@ -451,7 +451,7 @@ class Run:
         self._stream, self._val_drawn = state["stream"], state["val_drawn"]
         self.split = Split(here(state["split"]["train"]), here(state["split"]["val"]), shared=state["split"]["shared"])
         if late := sorted(set(state["learners"]) ^ set(self.learners)):
-            raise StorageError(f"the network {late[0]!r} was saved but not made by init, or made and not saved; make it in init")
+            raise StorageError(f"init makes other networks than were saved ({late[0]!r}); make every network in init")
         for name, saved in state["learners"].items():
             self.learners[name].load_state_dict(saved)
         self.columns = {k: here(v) for k, v in state["columns"].items()}
@@ -461,6 +461,6 @@ class Run:
         if state["bank"] is not None:
             self.bank.load_state_dict(state["bank"])
         spent = self.cost.scout_seconds
-        self.cost = Cost(**state["cost"])
+        self.cost = Cost(**{**state["cost"], "updates": int(state["cost"]["updates"])})
         self.cost.scout_seconds = max(spent, self.cost.scout_seconds)
         self._orders.clear()

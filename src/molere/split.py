@@ -146,7 +146,7 @@ def generate_split(
     if returned:
         logger.info("put %d examples back into training: their classes would have vanished from it", returned)
     if len(val) < least:
-        logger.warning(
+        logger.info(
             "split rejected: %d validation examples of at most %d, %d are needed", len(val), k, least
         )
         return SplitDecision(previous, candidates, True, returned)
@@ -243,6 +243,7 @@ class Given:
     """Examples named by their position in the pool; delta plays no part."""
 
     index: Sequence[int] | Int[Tensor, " m"]
+    """The positions."""
 
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
         """Positions that validate, as given."""

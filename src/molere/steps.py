@@ -72,7 +72,7 @@ class Cost:
     def counts(self) -> dict[str, float]:
         """The part that does not depend on the machine."""
         names = ("forward", "backward", "virtual_forward", "virtual_backward", "scout_forward", "scout_backward")
-        return {"updates": self.updates, **{n: getattr(self, n) for n in names}}
+        return {"updates": float(self.updates), **{n: getattr(self, n) for n in names}}
 
     def as_dict(self) -> dict[str, float]:
         """All of it."""

@@ -155,7 +155,7 @@ class Training:
         last = self.tests()
         samples = self.samples()
         best = last
-        if self.best["state"] is not None:
+        if self.best["state"] is not None and self.best["epoch"] != run.epoch:
             kept = {k: v.clone() for k, v in run.classifier.model.state_dict().items()}
             run.classifier.model.load_state_dict(self.best["state"])
             best = self.tests()
@@ -244,7 +244,7 @@ def predict(classifier: Learner, pool: Pool) -> Tensor:
     """Logits of a whole pool: evaluation mode, no augmentation, nothing changed."""
     device = next(iter(classifier.params.values())).device
     with torch.no_grad(), classifier.at(None, training=False):
-        parts = [classifier(classifier.cast(pool.batch(i).x.to(device))) for i in torch.arange(len(pool)).split(1024)]
+        parts = [classifier(pool.batch(i).x.to(device)) for i in torch.arange(len(pool)).split(1024)]
     return torch.cat(parts).float()
 
 

@@ -28,10 +28,8 @@ molere {molere.__version__}: training with learned example weights and a learned
   molere COMMAND --help                    all options; -c FILE reads settings from a file
 Results go to ./molere-runs; the same command goes on where it stopped."""
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=True
-)
-data_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(rich_markup_mode=None, help="Data sets.")
 app.add_typer(data_app, name="data")
 
 
@@ -39,64 +37,69 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
 
 
-@app.callback()
-def hello(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version, and stop.")] = False,
-) -> None:
-    """Train classifiers with learned example weights and a learned validation split, and compare them honestly."""
-    if version:
+def _version(asked: bool) -> bool:
+    if asked:
         print(molere.__version__)
         raise typer.Exit
-    if ctx.invoked_subcommand is None:
-        print(HELLO)
+    return asked
 
 
-@app.command("demo", help="Compare nine methods on digits with a hidden group; nothing to download.")
-@app.command("train", help="Train one classifier by one method.")
-@app.command("compare", help="Train methods x seeds and show, with intervals and cost, which one is better.")
-def run(
-    ctx: typer.Context,
-    overrides: options.Overrides = None,
-    config: options.Config = None,
-    data: options.Data = None,
-    root: options.Root = None,
-    scenario: options.Scenario = None,
-    limit: options.Limit = None,
-    model: options.Model = None,
-    methods: options.Methods = None,
-    seeds: options.Seeds = None,
-    seed: options.Seed = None,
-    epochs: options.Epochs = None,
-    preset: options.Preset = None,
-    device: options.Device = None,
-    out: options.Out = None,
-    name: options.Name = None,
-    jobs: options.Jobs = None,
-    resume: options.Resume = None,
-    dry_run: options.DryRun = False,
-    print_config: options.PrintConfig = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    no_progress: options.NoProgress = False,
+@app.callback()
+def group(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version, and stop.")
+    ] = False,
 ) -> None:
-    """Plan what the options ask for, and run it."""
-    from molere.cli.plan import plan as planned
+    """Train classifiers with learned example weights and a learned validation split, and compare them honestly."""
 
-    plan = planned(str(ctx.info_name), ctx.params)
-    if print_config:
-        from molere.experiment import resolved_yaml
 
-        print(resolved_yaml(plan.experiment), end="")
-        return
-    from molere.cli import work
+def _training(command: str, text: str) -> None:
+    """Add a command that trains: all take the same options and differ in what those leave open."""
 
-    console = Console(quiet=quiet or json, progress=not no_progress)
-    command = shlex.join(["molere", *sys.argv[1:]])
-    with _resumable(plan.folder):
-        code = work.start(plan, console, dry_run=dry_run, as_json=json, command=command)
-    raise typer.Exit(code)
+    @app.command(command, help=text)
+    def run(  # pyright: ignore[reportUnusedFunction]
+        overrides: options.Overrides = None,
+        config: options.Config = None,
+        data: options.Data = None,
+        root: options.Root = None,
+        scenario: options.Scenario = None,
+        limit: options.Limit = None,
+        model: options.Model = None,
+        methods: options.Methods = None,
+        seeds: options.Seeds = None,
+        seed: options.Seed = None,
+        epochs: options.Epochs = None,
+        preset: options.Preset = None,
+        device: options.Device = None,
+        out: options.Out = None,
+        name: options.Name = None,
+        jobs: options.Jobs = None,
+        resume: options.Resume = None,
+        dry_run: options.DryRun = False,
+        print_config: options.PrintConfig = False,
+        json: options.Json = False,
+        quiet: options.Quiet = False,
+        verbose: options.Verbose = False,
+        no_progress: options.NoProgress = False,
+    ) -> None:
+        """Plan what the options ask for, and run it."""
+        flags = locals()
+        from molere.cli import plan, work
+
+        planned = plan.plan(command, flags)
+        console = Console(quiet=quiet or json, progress=not no_progress)
+        if print_config:
+            console.result(work.settings_file(planned))
+            return
+        with _resumable(planned.folder):
+            typed = shlex.join(["molere", *sys.argv[1:]])
+            code = work.start(planned, console, dry_run=dry_run, as_json=json, command=typed)
+        raise typer.Exit(code)
+
+
+_training("demo", "Compare nine methods on digits with a hidden group; nothing to download.")
+_training("train", "Train one classifier by one method.")
+_training("compare", "Train methods x seeds and show, with intervals and cost, which one is better.")
 
 
 @app.command("resume")
@@ -117,13 +120,15 @@ def go_on(
     raise typer.Exit(code)
 
 
-@app.command("methods", context_settings={"allow_extra_args": True}, options_metavar="[NAME]... [OPTIONS]")
-def list_methods(ctx: typer.Context, json: options.Json = False) -> None:
-    """List the methods, or the settings of those named."""  # typer would take a quarter of a second to read a NAME
+@app.command("methods")
+def list_methods(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="List the settings of these.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the methods, or the settings of those named."""
     from molere.cli import listings
 
-    pages = [listings.method(name, json) for name in ctx.args] or [listings.methods(json)]
-    print("\n\n".join(pages))
+    print("\n\n".join(listings.method(name, json) for name in names) if names else listings.methods(json))
 
 
 @app.command("models")
@@ -135,12 +140,8 @@ def list_models(json: options.Json = False) -> None:
 
 
 @data_app.callback()
-def show_data(ctx: typer.Context) -> None:
+def data_group() -> None:
     """Data sets."""
-    if ctx.invoked_subcommand is None:
-        from molere.cli import listings
-
-        print(listings.data(None, False))
 
 
 @data_app.command("list")
@@ -171,9 +172,13 @@ def _resumable(folder: Path) -> Generator[None]:
 
 def main() -> int:
     """The program `molere`: runs a command, and turns every error into one line and an exit code."""
-    verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if not arguments:
+        print(HELLO)
+        return 0
+    verbose = bool({"-v", "--verbose"} & set(arguments))
     try:
-        code = app(prog_name="molere", standalone_mode=False)
+        code = app([*arguments, "list"] if arguments == ["data"] else arguments, "molere", standalone_mode=False)
     except MolereError as error:
         return _failed(str(error), error.exit_code, verbose)
     except (KeyboardInterrupt, typer.Abort):

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -47,7 +47,7 @@ class Meter:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Meter":
         if self.shows and self.draws:
             from rich.console import Console as Screen
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast  # Any: the flags of a command, as typer hands them over
+from typing import Any  # Any: the flags of a command, as typer hands them over
 
 from molere import registry
 from molere.config import put, read_overrides, read_yaml, refuse
@@ -63,7 +63,7 @@ def plan(command: str, flags: Mapping[str, Any]) -> Plan:
 def _typed(flags: Mapping[str, Any]) -> dict[str, object]:
     """Flags and overrides as one layer of settings; naming a key in both is a mistake unless the values agree."""
     values, mistakes = read_overrides(flags.get("overrides") or []), list[str]()
-    given: dict[str, object] = {k: v for k, v in flags.items() if k in PATHS and v not in (None, ())}
+    given: dict[str, object] = {k: v for k, v in flags.items() if k in PATHS and v not in (None, [])}
     if flags.get("seed") is not None:
         given["seeds"] = [flags["seed"]] if "seeds" not in given else ""
     for option, value in given.items():
@@ -78,8 +78,6 @@ def _typed(flags: Mapping[str, Any]) -> dict[str, object]:
 def _value(option: str, value: object) -> object:
     if option == "seeds" and value == "":
         raise ConfigError("--seed and --seeds are given together; keep one")
-    if isinstance(value, tuple):
-        return list(cast(tuple[object, ...], value))
     if option == "jobs" and isinstance(value, str) and value.isdecimal():
         return int(value)
     return value

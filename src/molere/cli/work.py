@@ -31,6 +31,11 @@ def start(plan: Plan, console: Console, *, dry_run: bool, as_json: bool, command
     return compare(plan, console, as_json, command)
 
 
+def settings_file(plan: Plan) -> str:
+    """All settings of the plan, as a settings file."""
+    return resolved_yaml(plan.experiment).rstrip("\n")
+
+
 def _words(plan: Plan) -> str:
     lines = [f"would train {plan.runs} {'run' if plan.runs == 1 else 'runs'}; nothing is done"]
     return "\n".join(lines + [f"{k}: {v if isinstance(v, str) else dump_value(v)}" for k, v in described(plan).items()])

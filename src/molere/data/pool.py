@@ -107,7 +107,7 @@ class TensorPool:
     def batch(self, index: Int[Tensor, " n"], *, augment: torch.Generator | None = None) -> Batch:
         index = index.to(self.x.device, non_blocking=True)
         x = self.x.index_select(0, index)
-        if augment is not None:
+        if augment is not None and self.augment != "none":
             x = augmented(x, self.augment, self.crop_padding, augment)
         if self._scale is not None and self._shift is not None:
             x = x.to(torch.float32).mul_(self._scale).add_(self._shift)
