@@ -3,8 +3,8 @@
     theta'(w) = step( theta, grad (1/n) sum_i w_i l_i(theta) )        built with create_graph
     dL/dw     = autograd of L_val(theta'(w))
 
-Everything is float64. `Trainer` also takes the steps that lead to theta, so that momentum, moments and running statistics
-are the oracle's own.
+Everything is float64. `Trainer` also takes the steps that lead to theta, so that momentum, moments and running
+statistics are the oracle's own.
 """
 
 import contextlib
@@ -37,10 +37,8 @@ class SGD:
         g = (-g if self.maximize else g) + self.weight_decay * p
         if self.momentum == 0:
             return p - self.lr * g, state
-        if "velocity" in state:
-            velocity = self.momentum * state["velocity"] + (1 - self.dampening) * g
-        else:
-            velocity = g
+        first = "velocity" not in state
+        velocity = g if first else self.momentum * state["velocity"] + (1 - self.dampening) * g
         move = g + self.momentum * velocity if self.nesterov else velocity
         return p - self.lr * move, {"velocity": velocity}
 

@@ -21,6 +21,7 @@ ORDER = [
     "names",
     "limits",
     "fields",
+    "strictyaml",
     "config",
     "recipe",
     "settings",
@@ -76,6 +77,13 @@ ORDER = [
     "report",
     "terminal",
     "compare",
+    "cli.options",
+    "cli.plan",
+    "cli.console",
+    "cli.page",
+    "cli.listings",
+    "cli.work",
+    "cli.app",
     "cli",
 ]
 

@@ -48,6 +48,10 @@ def test_a_method_that_keeps_the_contract_passes() -> None:
     check_method(Good())
 
 
+def test_what_a_method_draws_from_torchs_global_generator_is_reproducible() -> None:
+    check_method(Draws(draw=torch.rand))
+
+
 def test_names_are_checked_as_fit_understands_them() -> None:
     check_method("erm", model="linear")
 
@@ -178,10 +182,6 @@ class Unsavable(Good):
         return Sum(torch.ones(len(run.pool)), other=object())
 
 
-def from_torch(size: int) -> Tensor:
-    return torch.rand(size)
-
-
 def from_numpy(size: int) -> Tensor:
     return torch.from_numpy(np.random.rand(size))
 
@@ -192,14 +192,19 @@ def from_python(size: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws(Good):
-    """Random weights from a global generator."""
+    """Random weights from a global generator: in init, in each split, in each step."""
 
     draw: Callable[[int], Tensor]
 
     def init(self, run: Run) -> Any:
         return Sum(0.5 + self.draw(len(run.pool)).float())
 
+    def split(self, run: Run, state: Any) -> Split | None:
+        state.total += self.draw(len(run.pool)).float()
+        return Split.of(NOTHING, len(run.pool))
+
     def step(self, run: Run, state: Any, batch: Batch) -> Taken:
+        state.total += self.draw(len(run.pool)).float()
         return run.update(run.forward(batch), state.total[batch.index])
 
 
@@ -259,7 +264,6 @@ class Fails(Good):
         (NoTaken(), "step returned Tensor; return what run.update returned."),
         (Bare(), "init returned dict; return a dataclass, or None where nothing changes."),
         (Unsavable(), "cannot save method/other: object is not a tensor"),
-        (Draws(draw=from_torch), "the same seed gave different parameters, metrics, samples the second time"),
         (Draws(draw=from_numpy), "drew from the global generator of numpy; use run.rng(purpose)."),
         (Draws(draw=from_python), "the same seed gave different parameters, metrics, samples the second time"),
         (Forgets(), "a run that was interrupted and resumed ended with other parameters, metrics, samples"),

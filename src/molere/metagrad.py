@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
+from molere.errors import ConfigError
 from molere.learner import Learner
 from molere.optim import Params
 
@@ -58,6 +59,7 @@ class ForwardMode:
     """One forward-mode pass: exact to rounding.
 
     Attention runs on its plain kernel, and a module whose fast kernels have no forward derivatives (LSTM) without them.
+    Raises `ConfigError` where that is not enough (weight_norm, spectral_norm, functions without `jvp`).
     """
 
     name: str = "exact"
@@ -71,8 +73,13 @@ class ForwardMode:
         try:
             return self._products(losses, theta, direction)
         except NotImplementedError:
+            pass
+        try:
             with _plain_kernels():
                 return self._products(losses, theta, direction)
+        except NotImplementedError as error:
+            reason = str(error).partition(". ")[0].partition("\n")[0]
+            raise ConfigError(f"no exact products for this module; use the central difference. {reason}") from error
 
     def _products(self, losses: Losses, theta: Params, direction: Params) -> Float[Tensor, " n"]:
         with _plain_attention(), torch.no_grad(), forward_ad.dual_level():
@@ -233,5 +240,5 @@ def probe(losses: Losses, theta: Params, direction: Params, base: Float[Tensor, 
 def _try_forward(losses: Losses, theta: Params, direction: Params) -> Tensor | None:
     try:
         return ForwardMode()(losses, theta, direction)
-    except (NotImplementedError, RuntimeError):  # torch says so in either way when a kernel has no forward derivative
+    except (ConfigError, RuntimeError):  # no forward derivatives, or no memory for them
         return None

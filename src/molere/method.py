@@ -52,11 +52,18 @@ class Method(abc.ABC, Generic[S]):
 class Scouts(Protocol):
     """Trains first-stage models with the run's own recipe, once for the same content."""
 
-    def __call__(
-        self, run: "Run", *, on: Int[Tensor, " k"], epochs: float, method: "Method[Any] | None"
-    ) -> Float[Tensor, "N c"]:
-        """Logits of the whole pool under a model (none: ERM) trained on part of it, for a share of the run's epochs."""
+    def __call__(self, run: "Run", wanted: "Sequence[Scouting]") -> "list[Tensor]":
+        """Logits of the whole pool [N, c] under each of the models."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Scouting:
+    """One first-stage model: the part of the pool it trains on, its share of the epochs, its method (none: ERM)."""
+
+    on: Int[Tensor, " k"]
+    epochs: float = 1.0
+    method: Method[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -368,12 +375,10 @@ class Run:
         self.learners[name] = Learner(name, net, made)
         return self.learners[name]
 
-    def scout(
-        self, *, on: Int[Tensor, " k"], epochs: float = 1.0, method: Method[Any] | None = None
-    ) -> Float[Tensor, "N c"]:
-        """Logits of the whole pool under a model (none: ERM) trained on part of it, for a share of the epochs; cached."""
-        with torch.enable_grad():
-            return self._scouts(self, on=on, epochs=epochs, method=method)
+    def scout(self, *wanted: Scouting) -> list[Tensor]:
+        """Logits of the whole pool [N, c] under first-stage models with this run's recipe; cached by content."""
+        with torch.enable_grad(), rng.seeded(None):
+            return self._scouts(self, wanted)
 
     def crossfit(
         self, folds: int = 5, epochs: float = 0.5, *, method: Method[Any] | None = None
@@ -381,16 +386,18 @@ class Run:
         """Out-of-fold logits: each example under the model (none: ERM) of the fold that left it out."""
         order = torch.randperm(len(self.pool), generator=rng.generator(self.seed, "folds")).to(self.device)
         by_class = order[torch.argsort(self.pool.y[order], stable=True)]
-        out: Tensor | None = None
-        for fold in range(folds):
-            held = by_class[fold::folds]
-            mask = torch.ones(len(self.pool), dtype=torch.bool, device=self.device)
-            mask[held] = False
-            logits = self.scout(on=mask.nonzero().flatten(), epochs=epochs, method=method)
-            out = torch.zeros_like(logits) if out is None else out
-            out[held] = logits[held]
-        assert out is not None, "at least one fold"
+        held = [by_class[fold::folds] for fold in range(folds)]
+        logits = self.scout(*(Scouting(self._without(part), epochs, method) for part in held))
+        out = torch.zeros_like(logits[0])
+        for part, found in zip(held, logits, strict=True):
+            out[part] = found[part]
         return out
+
+    def _without(self, part: Tensor) -> Tensor:
+        """The rest of the pool."""
+        rest = torch.ones(len(self.pool), dtype=torch.bool, device=self.device)
+        rest[part] = False
+        return rest.nonzero().flatten()
 
     def margins(self, source: str, *, folds: int = 5, epochs: float = 0.5) -> Float[Tensor, " N"]:
         """Probabilistic margins (eq. 7) of the pool: `crossfit`, or `scout` (ERM on a random nine tenths, as published)."""
@@ -398,9 +405,7 @@ class Run:
             logits = self.crossfit(folds, epochs)
         else:
             held = random_part(self.pool.y.cpu(), 0.1, rng.generator(self.seed, "scout-part"))
-            mask = torch.ones(len(self.pool), dtype=torch.bool)
-            mask[held] = False
-            logits = self.scout(on=mask.nonzero().flatten().to(self.device))
+            (logits,) = self.scout(Scouting(self._without(held.to(self.device))))
         return probabilistic_margin(logits.softmax(1), self.pool.y)
 
     def note(self, **columns: Float[Tensor, " N"]) -> None:

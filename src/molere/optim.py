@@ -66,7 +66,7 @@ def make_optimizer(
     try:
         optimizer = cast(Callable[..., torch.optim.Optimizer], make)(leaves, lr=lr, **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer {choice!r}: {error}") from error
+        raise ConfigError(f"optimizer {choice!r}: {' '.join(str(error).split())}") from error
     if make is torch.optim.SGD and arguments.get("fused") and arguments.get("momentum"):
         for p in leaves:  # the same first step; without it the fused kernel fails on gradients that begin later
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -134,7 +134,8 @@ def _schedule(
         make = cast(Callable[..., torch.optim.lr_scheduler.LRScheduler], _scheduler_class(choice))
         return None, make(optimizer, **settings)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"scheduler {choice!r} with {one_line(settings)}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"scheduler {choice!r} with {one_line(settings)}: {reason}") from error
 
 
 def _scheduler_class(name: str) -> type[torch.optim.lr_scheduler.LRScheduler]:
@@ -181,9 +182,8 @@ class Sensitivity:
         self._fresh = {id(p): state.get(p, {}).get("momentum_buffer") is None for p in params.values()}
         closed = type(optimizer) in _CLOSED
         if not closed and not all("differentiable" in g for g in optimizer.param_groups):
-            raise ConfigError(
-                f"no look-ahead through {type(optimizer).__name__}, which torch cannot differentiate; use sgd, adam, adamw"
-            )
+            name = type(optimizer).__name__
+            raise ConfigError(f"no look-ahead through {name}, which torch cannot differentiate; use sgd, adam, adamw")
         self._before = {} if closed else {id(p): copy.deepcopy(state.get(p, {})) for p in params.values()}
 
     def __call__(

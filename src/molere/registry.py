@@ -40,14 +40,19 @@ METHODS: Mapping[str, Entry] = {
     "erm-part": Entry(
         "molere.methods.control", "Drop", "ERM on the training part of a random split", {"holdout": {"kind": "random"}}
     ),
-    "drop-easy": Entry("molere.methods.control", "Drop", "ERM without the easiest part", {"holdout": {"kind": "easiest"}}),
+    "drop-easy": Entry(
+        "molere.methods.control", "Drop", "ERM without the easiest part", {"holdout": {"kind": "easiest"}}
+    ),
     "drop-random": Entry(
-        "molere.methods.control", "Drop", "ERM without a random part", {"holdout": {"kind": "random", "stratified": False}}
+        "molere.methods.control",
+        "Drop",
+        "ERM without a random part",
+        {"holdout": {"kind": "random", "stratified": False}},
     ),
-    "drop-hard": Entry("molere.methods.control", "Drop", "ERM without the hardest part", {"holdout": {"kind": "hardest"}}),
-    "upweight": Entry(
-        "molere.methods.control", "Upweight", "ERM with the errors of cross-fitted models weighted up"
+    "drop-hard": Entry(
+        "molere.methods.control", "Drop", "ERM without the hardest part", {"holdout": {"kind": "hardest"}}
     ),
+    "upweight": Entry("molere.methods.control", "Upweight", "ERM with the errors of cross-fitted models weighted up"),
     "lrw-easy": _lrw("easiest", "learned weights, validated on the easiest part"),
     "lrw-random": _lrw("random", "learned weights, validated on a random part"),
     "lrw-hard": _lrw("hardest", "learned weights, validated on the hardest part (train twice)"),
@@ -108,9 +113,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
         ("hidden-group", "hidden-group-noise", "noise", "longtail", "clean"),
         model="mlp",
     ),
-    "fashion-mnist": DatasetEntry(
-        "70,000 grey images of clothing, 28 x 28", _IMAGE_SCENARIOS, "FashionMNIST/raw"
-    ),
+    "fashion-mnist": DatasetEntry("70,000 grey images of clothing, 28 x 28", _IMAGE_SCENARIOS, "FashionMNIST/raw"),
     "cifar10": DatasetEntry(
         "60,000 colour images, 32 x 32, 10 classes", _IMAGE_SCENARIOS, "cifar-10-batches-py", "resnet20"
     ),

@@ -100,7 +100,9 @@ def _job(
         recipe = build_settings(Recipe, {**data.recipe, **(recipe or {})}, "train")
     device = _device(recipe.device)
     if recipe.batch_size > len(data.train):
-        raise DataError(f"batch_size {recipe.batch_size} is larger than the pool of {len(data.train)}; use a smaller one")
+        raise DataError(
+            f"batch_size {recipe.batch_size} is larger than the pool of {len(data.train)}; use a smaller one"
+        )
     data = dataclasses.replace(data, train=data.train.to(device))
     name = model if isinstance(model, str) else (data.default_model if model is None else _name(model))
     made = _builder(model or data.default_model, data, recipe, seed)
@@ -133,7 +135,10 @@ def _device(name: str) -> torch.device:
 def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[], nn.Module]:
     if isinstance(model, str):
         shape = tuple(data.train.batch(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
-        return lambda: build(model, num_classes=data.train.num_classes, input_shape=shape, dropout=recipe.dropout, seed=seed)
+        return lambda: build(
+            model, num_classes=data.train.num_classes, input_shape=shape, dropout=recipe.dropout, seed=seed
+        )
+
     def copied() -> nn.Module:
         with rng.seeded(rng.key(seed, "init")):
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()

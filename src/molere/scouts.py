@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from molere.data.view import PoolView
-from molere.method import Method, Run
+from molere.method import Method, Run, Scouting
 from molere.methods.erm import ERM
 from molere.storage import ContentCache
 from molere.training import Job, Training, plain, predict
@@ -27,19 +28,18 @@ class ScoutTrainer:
         self._job, self._cache = job, cache
         self._initial = ""
 
-    def __call__(
-        self, run: Run, *, on: Int[Tensor, " k"], epochs: float, method: Method[Any] | None
-    ) -> Float[Tensor, "N c"]:
-        """Logits of the whole pool under a model trained on part of it, for a share of the job's epochs."""
+    def __call__(self, run: Run, wanted: Sequence[Scouting]) -> list[Tensor]:
+        """Logits of the whole pool [N, c] under each model; the run is charged what they cost."""
         started = time.perf_counter()
-        job = self._on(on, epochs, method)
-        found = self._cache.get_or_put(self._key(job), lambda: self._train(job))
-        forward, backward, seconds = found["cost"].tolist()
-        run.cost.scout_forward += forward
-        run.cost.scout_backward += backward
-        run.cost.scout_seconds += seconds
+        jobs = {self._key(job): job for job in (self._on(w.on, w.epochs, w.method) for w in wanted)}
+        found = self._cache.get_or_put_all({key: partial(self._train, job) for key, job in jobs.items()})
+        for key in jobs:
+            paid = [float(c) for c in found[key]["cost"]]
+            run.cost.scout_forward += paid[0]
+            run.cost.scout_backward += paid[1]
+            run.cost.scout_seconds += paid[2]
         run.waited += time.perf_counter() - started
-        return found["logits"].to(run.device)
+        return [found[key]["logits"].to(run.device) for key in jobs]
 
     def _on(self, on: Tensor, epochs: float, method: Method[Any] | None) -> Job:
         view = PoolView(self._job.data.train, on)

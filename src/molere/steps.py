@@ -69,14 +69,19 @@ class Cost:
     scout_seconds: float = field(default=0.0, compare=False)
     peak_mib: float = field(default=0.0, compare=False)
 
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, int | float]:
         """The part that does not depend on the machine."""
         names = ("forward", "backward", "virtual_forward", "virtual_backward", "scout_forward", "scout_backward")
         return {"updates": float(self.updates), **{n: getattr(self, n) for n in names}}
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, int | float]:
         """All of it."""
-        return {**self.counts(), "seconds": self.seconds, "scout_seconds": self.scout_seconds, "peak_mib": self.peak_mib}
+        return {
+            **self.counts(),
+            "seconds": self.seconds,
+            "scout_seconds": self.scout_seconds,
+            "peak_mib": self.peak_mib,
+        }
 
 
 class Tap:

@@ -116,7 +116,8 @@ class _Check:
             raise
         except Exception as error:
             model = self.model if isinstance(self.model, str) else getattr(self.model, "__name__", "the model")
-            raise AssertionError(f"{self.name}: training {model} raised {type(error).__name__}: {error}") from error
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise AssertionError(f"{self.name}: training {model} raised {said}") from error
 
     @property
     def recipe(self) -> Recipe:

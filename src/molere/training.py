@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from molere import rng
 from molere.data.pool import Data, Pool, content_hash
 from molere.errors import NumericsError
 from molere.evaluate import metrics
@@ -84,7 +85,12 @@ class Training:
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "nll": float("inf"), "state": None}
         self.stopped = "budget spent"
         self.started, self.seconds = time.perf_counter(), 0.0
+        self._reseed("init")
         self.state = job.method.init(self.run)
+
+    def _reseed(self, what: str) -> None:
+        """What a method draws from torch's global generator (new networks do) is the same however it came here."""
+        rng.reseed(rng.key(self.job.seed, f"method {what}", self.run.updates))
 
     def loop(self) -> None:
         """Split once an epoch, step, count, evaluate, save."""
@@ -92,12 +98,14 @@ class Training:
         save_every = self.job.recipe.save_every or run.per_epoch
         while run.updates < run.budget:
             if run.updates % run.per_epoch == 0:
+                self._reseed("split")
                 split = method.split(run, self.state)
                 if split is None:
                     self.stopped = "the method stopped"
                     break
                 run.use(split, at=run.updates)
             self._schedule().at(run.updates)
+            self._reseed("step")
             method.step(run, self.state, run.train_batch())
             run.updates += 1
             run.cost.updates += 1

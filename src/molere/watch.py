@@ -139,8 +139,13 @@ class _Watch:
         def noted(*args: Any, **kwargs: Any) -> Any:
             if self.stepping:
                 self.unchanged()
+            if called == "use":
+                self.before_use(args[0])
             out = call(*args, **kwargs)
-            getattr(self, f"after_{called}")(*args, **kwargs)
+            if called in ("step", "descend"):
+                self.steps += 1
+            if called == "update":
+                self.after_update(*args, **kwargs)
             if self.stepping:
                 self.known = _copy(self.run.classifier.model)
             return out
@@ -156,15 +161,6 @@ class _Watch:
                 "run.look, run.look_back, run.look_ahead or run.predict.",
             )
 
-    def after_forward(self, batch: Batch) -> None:
-        """The training forward may move running statistics."""
-
-    def after_step(self, *_: object) -> None:
-        """The classifier was updated."""
-        self.steps += 1
-
-    after_descend = after_step
-
     def after_update(self, seen: Seen, weights: Tensor | None = None, *, remember: bool = False) -> None:
         """One update was asked for; all-zero weights make it one that changes nothing."""
         self.updates += 1
@@ -174,7 +170,7 @@ class _Watch:
         self.idle = float(w.sum()) <= 1e-12
         self.weights[seen.batch.index.cpu()] = w.to(self.weights.dtype)
 
-    def after_use(self, split: Split, *, at: int) -> None:
+    def before_use(self, split: Split) -> None:
         """The parts are disjoint by construction; they must also fit the pool."""
         size, last = len(self.run.pool), int(torch.cat((split.train, split.val)).max())
         demand(last < size, f"{self.name}: its split names example {last} of a pool of {size}.")

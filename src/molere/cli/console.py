@@ -86,9 +86,10 @@ class Meter:
 
     @property
     def left(self) -> float:
-        """Seconds until the end at the present pace; NaN while there is none."""
+        """Seconds until the end at the present pace; NaN while that is not known."""
         done, todo = sum(self.fractions.values()) - self.kept, self.total - sum(self.fractions.values())
-        return (time.monotonic() - self.started) * todo / done if done > 0 else math.nan
+        early = done < 0.02 * self.total  # the first updates say little
+        return math.nan if early else (time.monotonic() - self.started) * todo / done
 
 
 def _left(seconds: float) -> str:

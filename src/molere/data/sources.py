@@ -160,7 +160,7 @@ SOURCES: Mapping[str, Source] = {
         scenarios=_IMAGES,
         classes=10,
         model="cnn",
-        recipe={"epochs": 20, "batch_size": 64, "lr": 0.05, "weight_decay": 5e-4},
+        recipe={"epochs": 10, "batch_size": 64, "lr": 0.05, "weight_decay": 5e-4},
         pixels={"mean": (0.2860,), "std": (0.3530,), "augment": "flip"},
     ),
     "cifar10": Source(

@@ -121,7 +121,7 @@ class LRWOpt(Method[LRWOptState]):
         """A random part during the warm-up, then the splitter's own choice; none when the stop rule ends the run."""
         if not run.passed(self.warmup):
             return Split.of(state.warm, len(run.pool), keep=self.keep)
-        if self.patience is not None and self.stops(run, state):  # 14-17
+        if self.patience is not None and not run.split.is_empty_val and self.stops(run, state):  # 14-17
             return None
         return self.generate_split(run, state)  # 4
 
@@ -186,8 +186,9 @@ class LRWOpt(Method[LRWOptState]):
     def generate_split(self, run: Run, state: LRWOptState) -> Split:
         """Line 4: the lowest train_probability below the threshold validates, at most delta of the pool."""
         p = self.train_probability(run, state)
-        decision = generate_split(p, run.pool.y, self.delta, self.threshold, self.min_val, run.split)
-        val = run.split.val.cpu() if decision.split is None else decision.split.val.cpu()
+        before = Split.of(state.warm, len(run.pool)) if run.split.is_empty_val else run.split
+        decision = generate_split(p, run.pool.y, self.delta, self.threshold, self.min_val, before)
+        val = (decision.split or before).val.cpu()
         run.note(train_probability=p)
         run.log(
             split_churn=churn(run.split.val.cpu(), val, part_size(len(run.pool), self.delta)),
@@ -204,7 +205,9 @@ class LRWOpt(Method[LRWOptState]):
             run.refresh_bank(run.updates - run.per_epoch)
             features = run.bank.features
         with torch.no_grad():
-            return torch.cat([state.splitter(f, y) for f, y in zip(features.split(CHUNK), run.pool.y.split(CHUNK), strict=True)])
+            return torch.cat(
+                [state.splitter(f, y) for f, y in zip(features.split(CHUNK), run.pool.y.split(CHUNK), strict=True)]
+            )
 
     def stops(self, run: Run, state: LRWOptState) -> bool:
         """Lines 14-17 with means over whole parts: whether the gap has shrunk `patience` times in a row."""

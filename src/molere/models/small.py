@@ -37,8 +37,8 @@ def mlp(shape: Shape, num_classes: int, dropout: float, width: int = 128) -> Cla
     return Classifier(features, width, num_classes, dropout)
 
 
-def cnn(shape: Shape, num_classes: int, dropout: float, width: int = 32) -> Classifier:
-    """Three 3x3 convolutions with BatchNorm: 32, 64, 128 channels, strides 1, 2, 2; mean over positions."""
+def cnn(shape: Shape, num_classes: int, dropout: float, width: int = 16) -> Classifier:
+    """Three 3x3 convolutions with BatchNorm: 16, 32, 64 channels, strides 1, 2, 2; mean over positions."""
     layers = [_conv_bn(shape[0], width), _conv_bn(width, 2 * width, 2), _conv_bn(2 * width, 4 * width, 2)]
     return _initialised(Classifier(nn.Sequential(*layers, *_pool()), 4 * width, num_classes, dropout))
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ from molere.storage import files
 from molere.storage.lock import FileLock
 
 Tensors = dict[str, Tensor]
+
+
+POLL = 0.02
+"""Seconds between looks at what other processes are computing."""
 
 
 class ContentCache:
@@ -53,27 +58,55 @@ class ContentCache:
             self._ensure_folder(self.folder)
             files.write_bytes(self.folder / name, data, fsync=False)
 
+    def get_or_put(self, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> Tensors:
+        """The tensors under a key, computed here if no process has done so yet."""
+        return self.get_or_put_all({key: compute})[key]
+
+    def get_or_put_all(self, wanted: Mapping[str, Callable[[], Mapping[str, Tensor]]]) -> dict[str, Tensors]:
+        """The tensors under several keys; what another process is computing is left to it, the rest is done meanwhile."""
+        found: dict[str, Tensors] = {}
+        while len(found) < len(wanted):
+            before = len(found)
+            for key, compute in wanted.items():
+                if key not in found and (have := self._get_or_compute(key, compute)) is not None:
+                    found[key] = have
+            if len(found) == before:
+                time.sleep(POLL)
+        return found
+
+    def _get_or_compute(self, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> Tensors | None:
+        if (have := self.get(key)) is not None:
+            return have
+        with self.if_free(key) as mine:
+            if not mine:
+                return None
+            if self.get(key) is None:
+                self.put(key, compute())
+            return self.get(key)
+
     @contextmanager
-    def only_once(self, key: str) -> Generator[None]:
-        """Around `get`, computing and `put`: other threads, and processes with the same folder, wait for it.
+    def if_free(self, key: str) -> Generator[bool]:
+        """Whether this thread may compute a key inside the block; False while another thread or process does.
 
         Not re-entrant. A process that dies inside gives way to the next.
         """
-        with self._threads[key], contextlib.ExitStack() as stack:
-            if self.folder is not None:
-                self._ensure_folder(self.folder)
-                stack.enter_context(FileLock(self.folder / f"{_digest(key)}.lock").waiting())
-            yield
+        if not self._threads[key].acquire(blocking=False):
+            yield False
+            return
+        try:
+            lock = None if self.folder is None else self._lock(self.folder, key)
+            mine = lock is None or lock.try_acquire() is None
+            try:
+                yield mine
+            finally:
+                if lock is not None and mine:
+                    lock.release()
+        finally:
+            self._threads[key].release()
 
-    def get_or_put(self, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> Tensors:
-        """The tensors under a key, computed here if no process has done so yet."""
-        if (found := self.get(key)) is not None:
-            return found
-        with self.only_once(key):
-            if (found := self.get(key)) is not None:
-                return found
-            self.put(key, compute())
-            return {name: tensor.clone() for name, tensor in self._memory[key].items()}
+    def _lock(self, folder: Path, key: str) -> FileLock:
+        self._ensure_folder(folder)
+        return FileLock(folder / f"{_digest(key)}.lock")
 
     def _remember(self, key: str, tensors: Tensors) -> None:
         self._memory[key] = tensors
