@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from molere.data.sources import load
     from molere.learner import Learner
     from molere.metagrad import CentralDifference, ForwardMode, OneSidedDifference, weight_gradient
-    from molere.method import Method, Result, Run
+    from molere.method import Method, Run
     from molere.methods.erm import ERM
     from molere.methods.lrw import LRW
     from molere.methods.lrwopt import LRWOpt
     from molere.methods.molere import Molere
     from molere.recipe import Recipe
+    from molere.result import Result
     from molere.run import fit
     from molere.split import Easiest, Given, Hardest, Random, Split, probabilistic_margin
     from molere.testing import check_method
@@ -64,7 +65,8 @@ _MODULES = {
     "molere.split": ("Split", "probabilistic_margin", "Random", "Easiest", "Hardest", "Given"),
     "molere.learner": ("Learner",),
     "molere.metagrad": ("weight_gradient", "ForwardMode", "CentralDifference", "OneSidedDifference"),
-    "molere.method": ("Method", "Run", "Result"),
+    "molere.method": ("Method", "Run"),
+    "molere.result": ("Result",),
     "molere.recipe": ("Recipe",),
     "molere.methods.erm": ("ERM",),
     "molere.methods.lrw": ("LRW",),

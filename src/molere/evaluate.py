@@ -55,9 +55,7 @@ def metrics(
     return result
 
 
-def calibration_error(
-    confidence: Float[Tensor, " n"], correct: Float[Tensor, " n"], bins: int = BINS
-) -> float:
+def calibration_error(confidence: Float[Tensor, " n"], correct: Float[Tensor, " n"], bins: int = BINS) -> float:
     """Expected calibration error: sum_b n_b / n |accuracy_b - mean confidence_b| (Guo et al. 2017, eq. 5).
 
     Bin b holds the confidences in ((b - 1) / bins, b / bins], the first one 0 as well.
@@ -83,7 +81,7 @@ def _mean_within(value: Tensor, part: Tensor) -> dict[int, float]:
     value, part = value[known], part[known]
     count = torch.bincount(part)
     total = torch.bincount(part, weights=value).double()
-    return {k: t / n for k, (t, n) in enumerate(zip(total.tolist(), count.tolist(), strict=True)) if n}
+    return {k: float(total[k]) / n for k in range(len(count)) if (n := int(count[k]))}
 
 
 def _group_accuracies(correct: Tensor, group: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -43,13 +43,10 @@ def neighbour_mean(
         raise DataError(f"neighbours of {n} example: use at least 2 examples.")
     if bad := int((~features.isfinite()).any(dim=1).sum()):
         raise NumericsError(f"the features of {bad} of {n} examples are not finite: lower the learning rate.")
-    centred = features.float() - features.float().mean(
-        dim=0
-    )  # shorter vectors, so less cancellation in the distances
+    centred = features.float() - features.float().mean(dim=0)  # shorter vectors, so less cancellation in the distances
     rows = chunk or max(1, _BLOCK // n)
     parts = [
-        _block_mean(centred, values.double(), start, min(start + rows, n), min(k, n - 1))
-        for start in range(0, n, rows)
+        _block_mean(centred, values.double(), start, min(start + rows, n), min(k, n - 1)) for start in range(0, n, rows)
     ]
     return torch.cat(parts).to(values.dtype)
 
@@ -91,9 +88,7 @@ def _block_mean(features: Tensor, values: Tensor, start: int, stop: int, k: int)
     distance = torch.cdist(features[start:stop], features)
     row = torch.arange(stop - start, device=features.device)
     distance[row, row + start] = torch.inf
-    near = distance.topk(
-        k + 1, dim=1, largest=False
-    )  # one more, to see ties for the last place; itself comes last
+    near = distance.topk(k + 1, dim=1, largest=False)  # one more, to see ties for the last place; itself comes last
     mean = values[near.indices[:, :k]].mean(dim=1)
     tied = (near.values[:, k] == near.values[:, k - 1]).nonzero().flatten()
     for part in range(0, len(tied), 256):

@@ -60,9 +60,7 @@ def share_penalty(train_probability: Float[Tensor, " n"], delta: float) -> Float
     return constant - (1 - delta) * _log(a.mean()) - delta * _log((1 - a).mean())
 
 
-def label_penalty(
-    train_probability: Float[Tensor, " n"], y: Int[Tensor, " n"], num_classes: int
-) -> Float[Tensor, ""]:
+def label_penalty(train_probability: Float[Tensor, " n"], y: Int[Tensor, " n"], num_classes: int) -> Float[Tensor, ""]:
     """Omega_2 = sum over both parts of KL( P(y) || P(y | part) ), over the classes present in the batch.
 
     P(y = c | train) = sum_i a_i 1[y_i = c] / sum_i a_i, with 1 - a_i for the validation part; P(y) is a

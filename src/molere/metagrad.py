@@ -166,12 +166,19 @@ def _moved(theta: Params, direction: Params, step: float) -> Params:
     return dict(zip(theta, moved, strict=True))
 
 
+def gradients(loss: Float[Tensor, ""], leaves: Params, *, retain_graph: bool = False) -> Params:
+    """grad loss by name, for leaves it was computed from; zeros where it does not depend on one."""
+    grads = torch.autograd.grad(
+        loss, list(leaves.values()), retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(leaves, grads, strict=True))
+
+
 def gradient(loss: Callable[[Params], Float[Tensor, ""]], theta: Params) -> Params:
     """grad loss(theta), by name; zeros for parameters that the loss does not depend on."""
     leaves = {k: t.detach().requires_grad_() for k, t in theta.items()}
     with torch.enable_grad():
-        grads = torch.autograd.grad(loss(leaves), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(theta, grads, strict=True))
+        return gradients(loss(leaves), leaves)
 
 
 def weight_gradient(
@@ -230,9 +237,9 @@ def probe(losses: Losses, theta: Params, direction: Params, base: Float[Tensor, 
         (CentralDifference(), central),
     ]
     for estimator, products in candidates:
-        similarity: Tensor = torch.nn.functional.cosine_similarity(products, truth, dim=0)
-        cosine = float(similarity)
-        if cosine >= 0.999 or float(truth.norm()) == 0.0:
+        scale = float(products.norm() * truth.norm())
+        cosine = float(products @ truth) / scale if scale else 1.0
+        if cosine >= 0.999:
             return Choice(estimator, f"cosine {cosine:.5f} with the {'central' if exact is None else 'exact'} products")
     return Choice(ForwardMode() if exact is not None else CentralDifference(), "differences were not accurate enough")
 

@@ -1,9 +1,9 @@
-"""Method, the seam on which every method is written; Run, what a method is lent; Result, what comes out."""
+"""Method, the seam on which every method is written; Run, what a method is lent."""
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from molere import rng
 from molere.bank import Bank
+from molere.batches import Batches
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, StorageError
 from molere.learner import Learner
 from molere.losses import cross_entropy
-from molere.metagrad import ESTIMATORS, Losses, probe
+from molere.metagrad import ESTIMATORS, Losses, gradients, probe
 from molere.models import feature_width
 from molere.optim import Params, make_optimizer
 from molere.recipe import Recipe
 from molere.split import Split, probabilistic_margin, random_part
-from molere.steps import Cost, Look, Seen, Taken, Tap, effective_sample_size, mean
+from molere.steps import Cost, Look, Seen, Taken, Tap, chunks, effective_sample_size, mean
 
 S = TypeVar("S")
 
@@ -66,43 +67,6 @@ class Scouting:
     method: Method[Any] | None = None
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run produced: the trained classifier, metrics at the last update and at the best by validation, cost."""
-
-    method: str
-    label: str
-    seed: int
-    data: str
-    scenario: str
-    classifier: nn.Module
-    updates: int
-    stopped: str
-    last: Mapping[str, float]
-    best: Mapping[str, float]
-    best_epoch: int
-    history: list[dict[str, float]]
-    samples: Mapping[str, object]
-    cost: Cost
-    settings: Mapping[str, object] = field(default_factory=dict[str, object])
-
-    @property
-    def weights(self) -> Tensor:
-        """The weight each training example had when it was last used [N]; NaN if it never was."""
-        return torch.as_tensor(self.samples["weight"])
-
-    def as_dict(self) -> dict[str, object]:
-        """The part that is stored as result.json."""
-        names = ("method", "label", "seed", "data", "scenario", "updates", "stopped", "best_epoch")
-        return {
-            **{n: getattr(self, n) for n in names},
-            "last": dict(self.last),
-            "best": dict(self.best),
-            "cost": self.cost.as_dict(),
-            "settings": dict(self.settings),
-        }
-
-
 class Run:
     """What the library lends a method: data, classifier, passes, updates, randomness and scouts; nothing more.
 
@@ -111,7 +75,6 @@ class Run:
         recipe: how the classifier is trained.
         seed: of all draws of this run.
         classifier: the module being trained, its optimiser and schedule.
-        split: the split in force.
         epoch, updates: epochs begun and classifier updates done.
         budget, per_epoch: classifier updates in all and for each epoch.
         cost: passes counted so far.
@@ -135,7 +98,6 @@ class Run:
         self.pool, self.recipe, self.seed, self.classifier, self.device = pool, recipe, seed, classifier, device
         self.budget, self.per_epoch, self.batch_size = budget, per_epoch, batch_size
         self.epoch, self.updates, self.cost = 0, 0, Cost()
-        self.split = Split(torch.arange(len(pool), device=device), torch.empty(0, dtype=torch.int64, device=device))
         self.learners: dict[str, Learner] = {"classifier": classifier}
         self.columns: dict[str, Tensor] = {}
         self.logged: dict[str, float] = {}
@@ -145,8 +107,7 @@ class Run:
         self.waited = 0.0
         self._scouts, self._tap = scouts, None if head is None else Tap(head)
         self._bank: Bank | None = None
-        self._stream, self._val_drawn = 0, 0
-        self._orders: dict[tuple[str, int], Tensor] = {}
+        self._batches = Batches(len(pool), seed, device)
         self._low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
         self._sums: dict[str, Tensor] = {}
 
@@ -166,49 +127,30 @@ class Run:
 
     # ---- batches
 
+    @property
+    def split(self) -> Split:
+        """The split in force."""
+        return self._batches.split
+
     def resplit(self, split: Split) -> None:
         """Change the split within an epoch, from the next update on."""
         self.use(split, at=self.updates + 1)
 
     def use(self, split: Split, *, at: int) -> None:
         """Train and validate on this split from update `at` on; both streams of batches begin anew."""
-        here = self.device
-        self.split = split if split.train.device == here else Split(split.train.to(here), split.val.to(here), split.shared)
-        self._stream, self._val_drawn = at, 0
-        self._orders.clear()
+        self._batches.use(split, at=at)
         if len(split.val):
             self.times_in_validation.index_add_(0, self.split.val, torch.ones_like(self.split.val))
 
     def train_batch(self) -> Batch:
         """The training batch of this update: without repetition until the training part is used up."""
-        start = (self.updates - self._stream) * self.batch_size
-        index = self._positions("batches", self.split.train, start, self.batch_size)
         augment = self.rng("augment") if self.recipe.augment else None
-        return self.pool.batch(index, augment=augment)
+        return self.pool.batch(self._batches.train(self.updates, self.batch_size), augment=augment)
 
     def val_batch(self) -> Batch:
         """The next validation batch, cycling through the validation part."""
-        size = min(self.recipe.val_batch_size or self.batch_size, len(self.split.val))
-        index = self._positions("validation", self.split.val, self._val_drawn, size)
-        self._val_drawn += size
         augment = self.rng("augment-validation") if self.recipe.augment else None
-        return self.pool.batch(index, augment=augment)
-
-    def _positions(self, purpose: str, part: Tensor, start: int, count: int) -> Tensor:
-        pieces: list[Tensor] = []
-        while count > 0:
-            lap, offset = divmod(start, len(part))
-            piece = self._order(purpose, part, lap)[offset : offset + count]
-            pieces.append(piece)
-            start, count = start + len(piece), count - len(piece)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def _order(self, purpose: str, part: Tensor, lap: int) -> Tensor:
-        if (purpose, lap) not in self._orders:
-            self._orders.pop((purpose, lap - 2), None)
-            shuffled = torch.randperm(len(part), generator=rng.generator(self.seed, purpose, self._stream, lap))
-            self._orders[purpose, lap] = part[shuffled.to(part.device)]
-        return self._orders[purpose, lap]
+        return self.pool.batch(self._batches.val(self.recipe.val_batch_size or self.batch_size), augment=augment)
 
     # ---- passes and updates
 
@@ -250,8 +192,7 @@ class Run:
     def look_ahead(self, seen: Seen, weights: Tensor, objective: Callable[[Tensor], Tensor] = mean) -> Look:
         """The next validation batch at the parameters a step with these weights would lead to (strict order)."""
         loss, leaves = (weights.detach() * seen.losses).mean(), self.classifier.params
-        grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
-        ahead, pull_back = self.classifier.lookahead(dict(zip(leaves, grads, strict=True)))
+        ahead, pull_back = self.classifier.lookahead(gradients(loss, leaves, retain_graph=True))
         look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective)
         self.cost.virtual_backward += len(seen)
         theta = {k: p.detach() for k, p in leaves.items()}
@@ -286,17 +227,18 @@ class Run:
     ) -> tuple[tuple[Batch, Tensor, Tensor, Tensor], Params]:
         batch, leaves = self.val_batch(), self.classifier.params if theta is None else theta
         stream = rng.key(self.seed, "dropout-validation", self.updates)
-        with self.classifier.at(theta, stream=stream, training=self._virtual_mode), torch.set_grad_enabled(objective is not None):
+        virtual = self.classifier.at(theta, stream=stream, training=self._virtual_mode)
+        with virtual, torch.set_grad_enabled(objective is not None):
             logits, features = self._outputs(batch.x)
             losses = cross_entropy(logits, batch.y)
         self.cost.virtual_forward += len(batch)
-        grads: Sequence[Tensor] = ()
+        grads: Params = {}
         if objective is not None:
-            grads = torch.autograd.grad(objective(losses), list(leaves.values()), allow_unused=True, materialize_grads=True)
+            grads = gradients(objective(losses), leaves)
             self.cost.virtual_backward += len(batch)
         if self._bank is not None:
             self._bank.write(batch.index, features=features, logits=logits, losses=losses, update=self.updates)
-        return (batch, logits.detach(), losses.detach(), features), dict(zip(leaves, grads, strict=False))
+        return (batch, logits.detach(), losses.detach(), features), grads
 
     @property
     def _virtual_mode(self) -> bool | None:
@@ -349,7 +291,7 @@ class Run:
 
     def predictions(self, index: Int[Tensor, " k"]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(index, logits, features) in chunks: evaluation mode, no augmentation, no gradient, nothing changed."""
-        for chunk in index.split(EVAL_BATCH):
+        for chunk in chunks(index, EVAL_BATCH):
             with torch.no_grad(), self.classifier.at(None, training=False):
                 logits, features = self._outputs(self.pool.batch(chunk).x)
             self.cost.virtual_forward += len(chunk)
@@ -366,7 +308,9 @@ class Run:
 
     # ---- further networks, scouts, notes
 
-    def learner(self, name: str, net: nn.Module, *, optimizer: str = "adam", lr: float, momentum: float = 0.9) -> Learner:
+    def learner(
+        self, name: str, net: nn.Module, *, optimizer: str = "adam", lr: float, momentum: float = 0.9
+    ) -> Learner:
         """A further network with its optimiser, saved and resumed under its name."""
         if name in self.learners:
             raise ConfigError(f"this run has a network named {name!r} already; give the new one another name")
@@ -400,7 +344,7 @@ class Run:
         return rest.nonzero().flatten()
 
     def margins(self, source: str, *, folds: int = 5, epochs: float = 0.5) -> Float[Tensor, " N"]:
-        """Probabilistic margins (eq. 7) of the pool: `crossfit`, or `scout` (ERM on a random nine tenths, as published)."""
+        """Margins (eq. 7) of the pool, from a `crossfit` or, as published, a `scout`: ERM on a random nine tenths."""
         if source == "crossfit":
             logits = self.crossfit(folds, epochs)
         else:
@@ -435,9 +379,7 @@ class Run:
         return {
             "epoch": self.epoch,
             "updates": self.updates,
-            "stream": self._stream,
-            "val_drawn": self._val_drawn,
-            "split": {"train": self.split.train, "val": self.split.val, "shared": self.split.shared},
+            "batches": self._batches.state_dict(),
             "learners": {k: v.state_dict() for k, v in self.learners.items()},
             "columns": self.columns,
             "logged": self.logged,
@@ -453,8 +395,7 @@ class Run:
         """Undo `state_dict`; the method's `init` has made the learners before."""
         here = lambda t: t.to(self.device, copy=True)  # noqa: E731  # a copy is aligned as torch's own tensors are
         self.epoch, self.updates = state["epoch"], state["updates"]
-        self._stream, self._val_drawn = state["stream"], state["val_drawn"]
-        self.split = Split(here(state["split"]["train"]), here(state["split"]["val"]), shared=state["split"]["shared"])
+        self._batches.load_state_dict(state["batches"])
         if late := sorted(set(state["learners"]) ^ set(self.learners)):
             raise StorageError(f"init makes other networks than were saved ({late[0]!r}); make every network in init")
         for name, saved in state["learners"].items():
@@ -468,4 +409,3 @@ class Run:
         spent = self.cost.scout_seconds
         self.cost = Cost(**{**state["cost"], "updates": int(state["cost"]["updates"])})
         self.cost.scout_seconds = max(spent, self.cost.scout_seconds)
-        self._orders.clear()

@@ -84,9 +84,7 @@ class WeightNet(nn.Module):
                 module.train(mode)
         return self
 
-    def forward(
-        self, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
+    def forward(self, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         return self.head(_with_labels(self.body(x), y, self.num_classes)).squeeze(1)
 
 
@@ -126,7 +124,5 @@ def _with_labels(features: Float[Tensor, "n d"], y: Int[Tensor, " n"] | None, nu
     if num_classes == 0:
         return features
     if y is None:
-        raise ConfigError(
-            "this weight network was built with num_classes and needs labels: call it as g(x, y)"
-        )
+        raise ConfigError("this weight network was built with num_classes and needs labels: call it as g(x, y)")
     return torch.cat([features, F.one_hot(y, num_classes).to(features.dtype)], dim=1)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from molere.fields import check_fields
+
 Factory = Callable[..., object]
 
 
@@ -63,3 +65,6 @@ class Recipe:
     """Epochs between evaluations on the selection data."""
     save_every: Annotated[int, Ge(1)] | None = None
     """Classifier updates between checkpoints; none: once an epoch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -1,13 +1,13 @@
 """Counter-based randomness: every draw is a function of a seed, a purpose and counters.
 
-Nothing in the library reads torch's global generator as it stands. A draw asks for `generator(seed, purpose, ...)`, and
-modules that can only use the global one (dropout) run inside `seeded`, or after `reseed`, with such a key. Worker count,
-interruption and evaluation therefore cannot change what is drawn.
+Nothing in the library reads torch's global generator as it stands. A draw asks for `generator(seed, purpose, ...)`,
+and modules that can only use the global one (dropout) run inside `seeded`, or after `reseed`, with such a key. Worker
+count, interruption and evaluation therefore cannot change what is drawn.
 """
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -33,7 +33,7 @@ def reseed(stream: int) -> None:
 
 
 @contextmanager
-def seeded(stream: int | None) -> Iterator[None]:
+def seeded(stream: int | None) -> Generator[None]:
     """Run a block with the global generators set to a stream (None: as they are) and restore them bit for bit after."""
     cpu = torch.default_generator.get_state()
     cuda = [g.get_state() for g in torch.cuda.default_generators] if torch.cuda.is_initialized() else []

@@ -16,9 +16,10 @@ from molere.data import sources
 from molere.data.pool import Data
 from molere.errors import ConfigError, DataError, ResourceError, StorageError
 from molere.fields import build as build_settings
-from molere.method import Method, Result
+from molere.method import Method
 from molere.models import build
 from molere.recipe import Recipe
+from molere.result import Result
 from molere.scouts import ScoutTrainer
 from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples
 from molere.training import Job, Observer, Training
@@ -95,7 +96,8 @@ def _job(
     chosen = settings.make_method(method) if isinstance(method, str) else method
     label = label or (method if isinstance(method, str) else type(method).__name__.lower())
     if not isinstance(data, Data):
-        data = sources.load(data, seed=seed) if isinstance(data, str) else sources.load(**{"seed": seed, **data})
+        arguments: dict[str, Any] = {"name": data} if isinstance(data, str) else dict(data)
+        data = sources.load(**{"seed": seed, **arguments})
     if not isinstance(recipe, Recipe):
         recipe = build_settings(Recipe, {**data.recipe, **(recipe or {})}, "train")
     device = _device(recipe.device)
@@ -164,8 +166,9 @@ def _prepare(folder: RunFolder, job: Job, resume: str) -> None:
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # Any: JSON
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**before, **now}:
-            yield from _differences(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+        old, new = cast(dict[str, Any], before), cast(dict[str, Any], now)
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif before != now:
         yield where
 

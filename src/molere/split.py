@@ -42,11 +42,7 @@ class Split:
             _check_part(name, part)
         if len(self.train) == 0:
             raise DataError("the training part is empty: leave examples to train on, with a smaller delta.")
-        both = (
-            0
-            if self.shared
-            else len(self.train) + len(self.val) - _distinct(torch.cat((self.train, self.val)))
-        )
+        both = 0 if self.shared else len(self.train) + len(self.val) - _distinct(torch.cat((self.train, self.val)))
         if both:
             raise DataError(
                 f"{both} examples are in both parts of the split: remove them from one, or pass shared=True."
@@ -56,9 +52,7 @@ class Split:
     def of(cls, val: Int[Tensor, " m"], size: int, *, keep: bool = False) -> "Split":
         """Split of a pool of `size` examples with this validation part, sorted; keep: all examples train."""
         if len(val) and int(val.max()) >= size:
-            raise DataError(
-                f"validation example {int(val.max())} is not in the pool: use positions below {size}."
-            )
+            raise DataError(f"validation example {int(val.max())} is not in the pool: use positions below {size}.")
         _check_part("validation", val)
         trains = torch.ones(size, dtype=torch.bool)
         trains[val] = keep
@@ -87,9 +81,7 @@ class SplitDecision:
 def part_size(size: int, delta: float) -> int:
     """K = floor(delta * size), how many may validate; ConfigError and DataError for a useless delta."""
     if not 0 < delta < 1:
-        raise ConfigError(
-            f"delta={delta} is no share of the pool: use a number between 0 and 1, such as 0.1."
-        )
+        raise ConfigError(f"delta={delta} is no share of the pool: use a number between 0 and 1, such as 0.1.")
     k = math.floor(delta * size + TOLERANCE)
     if k == 0:
         least = math.ceil((1 - TOLERANCE) / delta)
@@ -146,9 +138,7 @@ def generate_split(
     if returned:
         logger.info("put %d examples back into training: their classes would have vanished from it", returned)
     if len(val) < least:
-        logger.info(
-            "split rejected: %d validation examples of at most %d, %d are needed", len(val), k, least
-        )
+        logger.info("split rejected: %d validation examples of at most %d, %d are needed", len(val), k, least)
         return SplitDecision(previous, candidates, True, returned)
     return SplitDecision(Split.of(val, len(y)), candidates, False, returned)
 

@@ -106,6 +106,11 @@ class Tap:
         self._value = None
 
 
+def chunks(values: Tensor, size: int) -> list[Tensor]:
+    """A tensor in pieces of at most `size` along its first dimension."""
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
 def mean(losses: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """The plain objective of a validation batch."""
     return losses.mean()

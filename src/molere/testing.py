@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from molere import rng, settings
 from molere.data.pool import Data, TensorPool
-from molere.method import Result
 from molere.recipe import Recipe
+from molere.result import Result
 from molere.run import Model, fit
 from molere.storage import ContentCache
 from molere.training import plain

@@ -1,4 +1,4 @@
-"""Training: one run in progress. The loop asks the method for splits and steps, and guarantees budget, evaluation, saving."""
+"""Training: one run in progress; the loop, evaluation, saving and resuming, the same for every method."""
 
 import dataclasses
 import time
@@ -17,11 +17,13 @@ from molere.errors import NumericsError
 from molere.evaluate import metrics
 from molere.learner import Learner
 from molere.losses import cross_entropy
-from molere.method import Method, Result, Run, Scouts
+from molere.method import EVAL_BATCH, Method, Run, Scouts
 from molere.models import head_of
 from molere.optim import Schedule, make_optimizer
 from molere.recipe import Recipe
+from molere.result import Result
 from molere.split import probabilistic_margin
+from molere.steps import chunks
 from molere.storage import PeakMemory, RunFolder
 
 Observer = Callable[[Mapping[str, object]], None]
@@ -127,9 +129,8 @@ class Training:
         row = {"epoch": float(run.epoch), "updates": float(run.updates), "lr": self._schedule().lr, **run.row()}
         row |= _of_split(run)
         if not torch.isfinite(torch.tensor(row["train_loss"])):
-            raise NumericsError(
-                f"the loss of {self.job.label} is no longer finite in epoch {run.epoch}; lower train.lr or set train.grad_clip"
-            )
+            what = f"the loss of {self.job.label} is no longer finite in epoch {run.epoch}"
+            raise NumericsError(f"{what}; lower train.lr or set train.grad_clip")
         if self.job.data.select is not None and (run.epoch % recipe.eval_every == 0 or run.updates == run.budget):
             found = self.evaluate(self.job.data.select)
             row |= {f"select_{k}": v for k, v in found.items() if "[" not in k}
@@ -252,7 +253,7 @@ def predict(classifier: Learner, pool: Pool) -> Tensor:
     """Logits of a whole pool: evaluation mode, no augmentation, nothing changed."""
     device = next(iter(classifier.params.values())).device
     with torch.no_grad(), classifier.at(None, training=False):
-        parts = [classifier(pool.batch(i).x.to(device)) for i in torch.arange(len(pool)).split(1024)]
+        parts = [classifier(pool.batch(i).x.to(device)) for i in chunks(torch.arange(len(pool)), EVAL_BATCH)]
     return torch.cat(parts).float()
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from molere.data.pool import Batch
-from molere.method import Method, Result, Run
+from molere.method import Method, Run
+from molere.result import Result
 from molere.split import Split
 from molere.steps import Seen, Taken
 

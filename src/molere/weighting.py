@@ -1,8 +1,8 @@
 """Weights: how a weight network is built, what it reads, how its scores become weights, and how it learns.
 
-The component that LRW, LRWOpt and the recommended method share. Its network g_phi reads the example itself (`full`), the
-classifier's detached penultimate features of the same training pass (`features`), those features as they stood when
-weighting began (`frozen`), or two signals, the cross-fitted margin and the present loss (`signals`).
+The component that LRW, LRWOpt and the recommended method share. Its network g_phi reads the example itself (`full`),
+the classifier's detached penultimate features of the same training pass (`features`), those features as they stood
+when weighting began (`frozen`), or two signals, the cross-fitted margin and the present loss (`signals`).
 """
 
 from dataclasses import dataclass

@@ -160,7 +160,7 @@ SOURCES: Mapping[str, Source] = {
         scenarios=_IMAGES,
         classes=10,
         model="cnn",
-        recipe={"epochs": 10, "batch_size": 64, "lr": 0.05, "weight_decay": 5e-4},
+        recipe={"epochs": 10, "batch_size": 64, "lr": 0.05, "weight_decay": 5e-4, "channels_last": True},
         pixels={"mean": (0.2860,), "std": (0.3530,), "augment": "flip"},
     ),
     "cifar10": Source(
@@ -168,7 +168,7 @@ SOURCES: Mapping[str, Source] = {
         scenarios=_IMAGES,
         classes=10,
         model="resnet20",
-        recipe={"epochs": 30, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4},
+        recipe={"epochs": 30, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "channels_last": True},
         pixels={"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), **_CROP_FLIP},
     ),
     "cifar100": Source(
@@ -176,7 +176,7 @@ SOURCES: Mapping[str, Source] = {
         scenarios=_IMAGES,
         classes=100,
         model="resnet20",
-        recipe={"epochs": 30, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4},
+        recipe={"epochs": 30, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "channels_last": True},
         pixels={"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762), **_CROP_FLIP},
     ),
 }

@@ -1,8 +1,8 @@
 """Controls: delete the part that LRW would validate on, or weight cross-fitted errors up by a constant.
 
-Holding a part out for validation also deletes it from training. `Drop` does only that, so that a gain or loss of LRW can
-be told from the gain or loss of the deletion. `Upweight` is the plainest use of hardness: w_i = factor if an ERM model
-that did not see example i misclassifies it, else 1, over the mean.
+Holding a part out for validation also deletes it from training. `Drop` does only that, so that a gain or loss of LRW
+can be told from the gain or loss of the deletion. `Upweight` is the plainest use of hardness: w_i = factor if an ERM
+model that did not see example i misclassifies it, else 1, over the mean.
 """
 
 from dataclasses import dataclass

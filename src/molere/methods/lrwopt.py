@@ -18,7 +18,8 @@ Source: Jain, Suggala, Shenoy, "Improving Generalization via Meta-Learning on Ha
 
 theta: run.classifier.  phi: state.weigher, w_i = g_phi(x_i).  Theta: state.splitter, p_i = P(train | x_i, y_i).
 Numbers at the end of a line are lines of Algorithm 1, or equations. Readings chosen where the paper permits several:
-train_probability above one half means training; l in line 7 enters through soft membership; the stop rule compares means.
+train_probability above one half means training; l in line 7 enters through soft membership; the stop rule compares
+means.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from molere.losses import cross_entropy, label_penalty, share_penalty, soft_vali
 from molere.method import Method, Run
 from molere.networks import Splitter
 from molere.split import Split, churn, generate_split, part_size, random_part
-from molere.steps import Look, Seen, Taken
+from molere.steps import Look, Seen, Taken, chunks
 from molere.weighting import Weights
 
 CHUNK = 65_536
@@ -206,7 +207,7 @@ class LRWOpt(Method[LRWOptState]):
             features = run.bank.features
         with torch.no_grad():
             return torch.cat(
-                [state.splitter(f, y) for f, y in zip(features.split(CHUNK), run.pool.y.split(CHUNK), strict=True)]
+                [state.splitter(f, y) for f, y in zip(chunks(features, CHUNK), chunks(run.pool.y, CHUNK), strict=True)]
             )
 
     def stops(self, run: Run, state: LRWOptState) -> bool:

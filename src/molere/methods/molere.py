@@ -59,7 +59,7 @@ class Molere(Method[MolereState]):
     """Weights from smoothed early hardness: for rare groups that nobody has labelled, at about the cost of ERM."""
 
     mode: Literal["static", "learned"] = "static"
-    """Weights fixed by the score, or learned with the hardest tenth by score as validation part, which keeps training."""
+    """Weights fixed by the score, or learned with the hardest tenth by score as validation part."""
     expect: Literal["nothing", "rare-groups", "noise"] = "nothing"
     """What the data are thought to hold: rare-groups doubles c and learns more often; noise: weights from signals."""
     c: Annotated[float, Ge(0)] | None = None
@@ -101,7 +101,7 @@ class Molere(Method[MolereState]):
         return state
 
     def split(self, run: Run, state: MolereState) -> Split:
-        """Everything trains; the hardest tenth also validates once weights are learned (noise: a random tenth only validates)."""
+        """Everything trains; the hardest tenth validates too if weights are learned (noise: a random tenth instead)."""
         if run.epoch > 0 and not state.scored:
             self.watch(run, state)
         return Split.of(state.part.cpu(), len(run.pool), keep=self.expect != "noise" or state.falls_back)

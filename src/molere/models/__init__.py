@@ -40,9 +40,7 @@ def build(
     acts right before the head, on top of any dropout the architecture has itself. Raises ConfigError.
     """
     if not 0 <= dropout < 1:
-        raise ConfigError(
-            f"dropout {dropout} is outside [0, 1): give a share of features to drop, e.g. dropout=0.25"
-        )
+        raise ConfigError(f"dropout {dropout} is outside [0, 1): give a share of features to drop, e.g. dropout=0.25")
     make = _maker(name, input_shape)
     with seeded(key(seed, "init")):
         return make(input_shape, num_classes, dropout)
@@ -53,9 +51,7 @@ def _maker(name: str, shape: Shape) -> Maker:
         return TABULAR[name]
     maker = IMAGE.get(name) or _wide_resnet(name) or _torchvision_maker(name)
     if len(shape) != 3:
-        raise ConfigError(
-            f"{name} takes images (channels, height, width), not shape {shape}: use mlp or linear"
-        )
+        raise ConfigError(f"{name} takes images (channels, height, width), not shape {shape}: use mlp or linear")
     return maker
 
 
@@ -65,9 +61,7 @@ def _wide_resnet(name: str) -> Maker | None:
         return None
     depth, widen = map(int, match.groups())
     if depth < 10 or depth % 6 != 4 or widen < 1:
-        raise ConfigError(
-            f"{name}: the depth must be 6n+4 (10, 16, 22, 28, 40) and the width >= 1, e.g. wrn-16-2"
-        )
+        raise ConfigError(f"{name}: the depth must be 6n+4 (10, 16, 22, 28, 40) and the width >= 1, e.g. wrn-16-2")
     return partial(wide_resnet, depth=depth, widen=widen)
 
 
@@ -93,9 +87,7 @@ def _torchvision() -> Any:  # Any: torchvision is untyped
 def _from_torchvision(name: str, shape: Shape, num_classes: int, dropout: float) -> nn.Module:
     models = _torchvision()
     if shape[0] != 3:
-        raise ConfigError(
-            f"{name} takes 3 channels, not {shape[0]}: use cnn, resnet20 or wrn-16-2, which take any"
-        )
+        raise ConfigError(f"{name} takes 3 channels, not {shape[0]}: use cnn, resnet20 or wrn-16-2, which take any")
     try:
         model = models.get_model(name, weights=None, num_classes=num_classes, **_options(name, shape))
     except (ValueError, AssertionError) as error:

@@ -63,7 +63,7 @@ class ContentCache:
         return self.get_or_put_all({key: compute})[key]
 
     def get_or_put_all(self, wanted: Mapping[str, Callable[[], Mapping[str, Tensor]]]) -> dict[str, Tensors]:
-        """The tensors under several keys; what another process is computing is left to it, the rest is done meanwhile."""
+        """The tensors under several keys; what other processes compute is left to them, the rest is done meanwhile."""
         found: dict[str, Tensors] = {}
         while len(found) < len(wanted):
             before = len(found)

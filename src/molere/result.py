@@ -1,0 +1,46 @@
+"""Result: what one run produced."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from molere.steps import Cost
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run produced: the trained classifier, metrics at the last update and at the best by validation, cost."""
+
+    method: str
+    label: str
+    seed: int
+    data: str
+    scenario: str
+    classifier: nn.Module
+    updates: int
+    stopped: str
+    last: Mapping[str, float]
+    best: Mapping[str, float]
+    best_epoch: int
+    history: list[dict[str, float]]
+    samples: Mapping[str, object]
+    cost: Cost
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def weights(self) -> Tensor:
+        """The weight each training example had when it was last used [N]; NaN if it never was."""
+        return torch.as_tensor(self.samples["weight"])
+
+    def as_dict(self) -> dict[str, object]:
+        """The part that is stored as result.json."""
+        names = ("method", "label", "seed", "data", "scenario", "updates", "stopped", "best_epoch")
+        return {
+            **{n: getattr(self, n) for n in names},
+            "last": dict(self.last),
+            "best": dict(self.best),
+            "cost": self.cost.as_dict(),
+            "settings": dict(self.settings),
+        }
