@@ -455,6 +455,28 @@ def test_the_probe_sees_that_the_losses_of_fitted_examples_have_no_digits_left()
     assert choice == Choice(ForwardMode(), "differences were not accurate enough")
 
 
+@pytest.mark.parametrize("scale", [1e-14, 1e-8, 1.0, 1e12])
+def test_the_probe_does_not_mind_the_scale_of_the_products(scale: float) -> None:
+    losses, theta, v = _meta_step("resnet-train", torch.float32)
+    small = {k: t * scale for k, t in v.items()}
+    stale = losses(theta).detach() + 2e-6 * torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1])
+    assert _probe(losses, theta, small).estimator == OneSidedDifference()
+    assert probe(losses, theta, small, stale).estimator == CentralDifference()
+
+
+def test_products_that_rounding_has_made_zero_do_not_agree_with_the_true_ones() -> None:
+    theta, v = {"t": torch.ones(3)}, {"t": torch.tensor([1.0, 1e-6, 0.0])}
+    losses = lambda t: torch.stack([t["t"][1] + 50, t["t"][2] + 50, t["t"][2] - 50])  # noqa: E731
+    assert not OneSidedDifference()(losses, theta, v).any()
+    assert _probe(losses, theta, v).estimator == ForwardMode()
+
+
+def test_the_probe_is_content_with_differences_where_everything_is_zero() -> None:
+    losses, theta, v = _meta_step("mlp", torch.float32)
+    choice = _probe(losses, theta, {k: torch.zeros_like(t) for k, t in v.items()})
+    assert choice.estimator == OneSidedDifference()
+
+
 # ---- through a run
 
 

@@ -393,7 +393,10 @@ class Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Undo `state_dict`; the method's `init` has made the learners before."""
-        here = lambda t: t.to(self.device, copy=True)  # noqa: E731  # a copy is aligned as torch's own tensors are
+
+        def here(t: Tensor) -> Tensor:
+            return t.to(self.device, copy=True)  # a copy is aligned as torch's own tensors are
+
         self.epoch, self.updates = state["epoch"], state["updates"]
         self._batches.load_state_dict(state["batches"])
         if late := sorted(set(state["learners"]) ^ set(self.learners)):

@@ -64,7 +64,7 @@ class Recipe:
     eval_every: Annotated[int, Ge(1)] = 1
     """Epochs between evaluations on the selection data."""
     save_every: Annotated[int, Ge(1)] | None = None
-    """Classifier updates between checkpoints; none: once an epoch."""
+    """Classifier updates between checkpoints; none: at the ends of epochs, at most every five seconds."""
 
     def __post_init__(self) -> None:
         check_fields(self)

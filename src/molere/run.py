@@ -96,8 +96,8 @@ def _job(
     chosen = settings.make_method(method) if isinstance(method, str) else method
     label = label or (method if isinstance(method, str) else type(method).__name__.lower())
     if not isinstance(data, Data):
-        arguments: dict[str, Any] = {"name": data} if isinstance(data, str) else dict(data)
-        data = sources.load(**{"seed": seed, **arguments})
+        arguments: dict[str, Any] = {"seed": seed, **({"name": data} if isinstance(data, str) else data)}
+        data = sources.load(**arguments)
     if not isinstance(recipe, Recipe):
         recipe = build_settings(Recipe, {**data.recipe, **(recipe or {})}, "train")
     device = _device(recipe.device)

@@ -31,15 +31,17 @@ class ScoutTrainer:
     def __call__(self, run: Run, wanted: Sequence[Scouting]) -> list[Tensor]:
         """Logits of the whole pool [N, c] under each model; the run is charged what they cost."""
         started = time.perf_counter()
-        jobs = {self._key(job): job for job in (self._on(w.on, w.epochs, w.method) for w in wanted)}
-        found = self._cache.get_or_put_all({key: partial(self._train, job) for key, job in jobs.items()})
-        for key in jobs:
+        jobs = [self._on(w.on, w.epochs, w.method) for w in wanted]
+        keys = [self._key(job) for job in jobs]
+        compute = {key: partial(self._train, job) for key, job in zip(keys, jobs, strict=True)}
+        found = self._cache.get_or_put_all(compute)
+        for key in compute:
             paid = [float(c) for c in found[key]["cost"]]
             run.cost.scout_forward += paid[0]
             run.cost.scout_backward += paid[1]
             run.cost.scout_seconds += paid[2]
         run.waited += time.perf_counter() - started
-        return [found[key]["logits"].to(run.device) for key in jobs]
+        return [found[key]["logits"].to(run.device) for key in keys]
 
     def _on(self, on: Tensor, epochs: float, method: Method[Any] | None) -> Job:
         view = PoolView(self._job.data.train, on)

@@ -121,9 +121,9 @@ class _Check:
 
     @property
     def recipe(self) -> Recipe:
-        """Four epochs of six updates or so, with a checkpoint now and then."""
+        """Three epochs of six updates or so, with checkpoints within epochs and between them."""
         size = len(self.data.train)
-        return Recipe(epochs=4, batch_size=min(size, max(16, size // 6)), save_every=5, device="cpu")
+        return Recipe(epochs=3, batch_size=min(size, max(16, size // 6)), save_every=4, device="cpu")
 
     def check_repeats(self, first: Result, second: Result) -> None:
         different = [what for what, equal in _agreement(first, second).items() if not equal]

@@ -26,6 +26,9 @@ from molere.split import probabilistic_margin
 from molere.steps import chunks
 from molere.storage import PeakMemory, RunFolder
 
+SECONDS_BETWEEN_SAVES = 5.0
+"""A run that is killed repeats at most this much and an epoch, unless the recipe says otherwise."""
+
 Observer = Callable[[Mapping[str, object]], None]
 
 
@@ -86,7 +89,8 @@ class Training:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "nll": float("inf"), "state": None}
         self.stopped = "budget spent"
-        self.started, self.seconds = time.perf_counter(), 0.0
+        self.started = self.saved = time.perf_counter()
+        self.seconds = 0.0
         self._reseed("init")
         self.state = job.method.init(self.run)
 
@@ -97,7 +101,6 @@ class Training:
     def loop(self) -> None:
         """Split once an epoch, step, count, evaluate, save."""
         run, method = self.run, self.job.method
-        save_every = self.job.recipe.save_every or run.per_epoch
         while run.updates < run.budget:
             if run.updates % run.per_epoch == 0:
                 self._reseed("split")
@@ -114,7 +117,7 @@ class Training:
             if run.updates % run.per_epoch == 0:
                 run.epoch += 1
                 self.report()
-            if self.folder is not None and (run.updates % save_every == 0 or run.updates == run.budget):
+            if self.folder is not None and self.save_is_due():
                 self.save()
 
     def _schedule(self) -> Schedule:
@@ -222,6 +225,13 @@ class Training:
 
     # ---- saving and resuming
 
+    def save_is_due(self) -> bool:
+        """At the end, every `save_every` updates, or else with the first epoch that ends some seconds after the last."""
+        run, every = self.run, self.job.recipe.save_every
+        if run.updates == run.budget or every is not None:
+            return run.updates == run.budget or run.updates % cast(int, every) == 0
+        return run.updates % run.per_epoch == 0 and time.perf_counter() - self.saved >= SECONDS_BETWEEN_SAVES
+
     def save(self) -> None:
         """A checkpoint of everything that changes."""
         assert self.folder is not None, "there is a folder to save to"
@@ -234,6 +244,7 @@ class Training:
             "seconds": self.spent(),
         }
         self.folder.save(self.run.updates, state)
+        self.saved = time.perf_counter()
 
     def load(self) -> None:
         """Continue from the newest good checkpoint, if there is one."""
