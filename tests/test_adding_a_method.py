@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from molere import cli, registry
+from molere.errors import ConfigError
 from molere.recipe import Recipe
 from molere.run import fit
 from molere.testing import check_method, rare_region
@@ -56,7 +57,7 @@ def test_the_contract_is_checked_by_name(named: str) -> None:
 
 
 def test_its_settings_are_checked_like_ours(named: str) -> None:
-    with pytest.raises(Exception, match=r"SlowLoss: c must be .*at least 0"):
+    with pytest.raises(ConfigError, match=r"slow-loss.c must be a float of at least 0; got -1.0"):
         fit(f"{named}[c=-1.0]", data=rare_region())
 
 

@@ -49,6 +49,8 @@ ORDER = [
     "bank",
     "batches",
     "steps",
+    "passes",
+    "notes",
     "result",
     "method",
     "weighting",
@@ -179,9 +181,7 @@ def test_every_place_in_the_order_belongs_to_a_file(pattern: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_to_earlier_files_only(name: str) -> None:
     late = {other for other in our_imports(name) if other in BARE or rank(other) >= rank(name)}
-    assert not late, (
-        f"{name} must not import {sorted(late)} at run time (a name of `molere` itself: name its file)"
-    )
+    assert not late, f"{name} must not import {sorted(late)} at run time (a name of `molere` itself: name its file)"
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -241,9 +241,7 @@ def test_light_modules_load_no_slow_library(module: str) -> None:
     assert not heavy_modules_after(f"import {module}")
 
 
-@pytest.mark.parametrize(
-    "arguments", ["--help", "methods", "models", "data list", "train --help", "compare --help"]
-)
+@pytest.mark.parametrize("arguments", ["--help", "methods", "models", "data list", "train --help", "compare --help"])
 def test_help_and_listings_load_no_slow_library(arguments: str) -> None:
     call = f"""
 import sys

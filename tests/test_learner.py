@@ -279,7 +279,7 @@ def test_the_virtual_passes_of_a_run_change_nothing(name: str, meta_bn: str) -> 
         run.look(seen)
         ahead = run.look_ahead(seen, w)
         run.weight_gradient(ahead)
-        run.losses_of(seen)({k: p.detach() for k, p in learner.params.items()})
+        run._passes.losses_of(seen)({k: p.detach() for k, p in learner.params.items()})
         run.predict(torch.arange(24))
         run.mean_loss(torch.arange(24))
     taken = run.update(seen, w, remember=True)  # the graph of the training pass is still good

@@ -66,9 +66,7 @@ def test_split_loss_has_the_gradient_of_plain_cross_entropy_through_a_sigmoid() 
 @pytest.mark.parametrize("a", [0.0, 1.0])
 @pytest.mark.parametrize("correct", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_split_loss_is_finite_with_a_gradient_at_certainty(
-    a: float, correct: bool, dtype: torch.dtype
-) -> None:
+def test_split_loss_is_finite_with_a_gradient_at_certainty(a: float, correct: bool, dtype: torch.dtype) -> None:
     p = torch.tensor([a], dtype=dtype, requires_grad=True)
     loss = split_loss(p, torch.tensor([correct]))
     loss.sum().backward()
@@ -94,15 +92,11 @@ def test_soft_validation_objective_treats_losses_as_constants() -> None:
 
 
 @given(probabilities, st.floats(0.01, 1))
-def test_soft_validation_objective_ignores_the_size_of_the_validation_part(
-    p: list[float], scale: float
-) -> None:
+def test_soft_validation_objective_ignores_the_size_of_the_validation_part(p: list[float], scale: float) -> None:
     membership = vector(*p).clamp_min(0.01)
     losses = torch.arange(len(p), dtype=torch.float64)
     whole = soft_validation_objective(1 - membership, losses)
-    assert soft_validation_objective(1 - scale * membership, losses).item() == pytest.approx(
-        whole.item(), rel=1e-4
-    )
+    assert soft_validation_objective(1 - scale * membership, losses).item() == pytest.approx(whole.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("a", [0.0, 1.0])
@@ -133,9 +127,7 @@ def test_clipped_losses_stop_at_their_95_percent_quantile() -> None:
 
 
 @pytest.mark.parametrize(("r", "penalty"), [(0.9, 0.0), (0.5, 0.368064)])
-def test_share_penalty_is_the_divergence_of_the_current_share_from_the_prior(
-    r: float, penalty: float
-) -> None:
+def test_share_penalty_is_the_divergence_of_the_current_share_from_the_prior(r: float, penalty: float) -> None:
     assert near(share_penalty(vector(r, r, r), delta=0.1), penalty)
     assert near(share_penalty(vector(r - 0.1, r + 0.1), delta=0.1), penalty)
 
@@ -175,9 +167,7 @@ def test_label_penalty_ignores_classes_that_are_not_in_the_batch() -> None:
 @given(probabilities)
 def test_label_penalty_of_equal_probabilities_is_zero(p: list[float]) -> None:
     y = torch.arange(len(p)) % 3
-    assert label_penalty(torch.full((len(p),), p[0], dtype=torch.float64), y, 3).item() == pytest.approx(
-        0, abs=1e-6
-    )
+    assert label_penalty(torch.full((len(p),), p[0], dtype=torch.float64), y, 3).item() == pytest.approx(0, abs=1e-6)
     assert label_penalty(vector(*p), y, 3).item() >= -1e-9
 
 
@@ -221,9 +211,7 @@ def test_difficulty_aware_loss_and_gradient_are_finite(loss: float, level: str, 
     assert losses.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"), [(0.0, 5.5), (0.05, 5.5), (0.1, 5.0), (0.3, 4.0), (0.99, 1.0)]
-)
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 5.5), (0.05, 5.5), (0.1, 5.0), (0.3, 4.0), (0.99, 1.0)])
 def test_trimmed_mean_drops_the_largest_losses(share: float, expected: float) -> None:
     assert near(trimmed_mean(vector(7, 2, 10, 1, 3, 9, 8, 4, 6, 5), share), expected)
 

@@ -567,6 +567,15 @@ def test_plain_updates_between_the_meta_updates_do_not_matter(name: str) -> None
         _finish(run, trainer, seen)
 
 
+def test_the_memory_order_of_images_does_not_matter() -> None:
+    run, trainer = _open_run("resnet-train", *SETTINGS[6], channels_last=True, grad_clip=0.1)
+    for _ in range(2):
+        seen = _begin(run, trainer)
+        back = run.look_back(run.update(seen, _weights(run.updates), remember=True))
+        assert oracles.relative_error(run.weight_gradient(back), _truth(run, trainer, seen, back.batch)) < 1e-9
+        _finish(run, trainer, seen)
+
+
 @pytest.mark.parametrize("order", ["fused", "strict"])
 def test_any_scalar_of_the_validation_losses_can_be_the_objective(order: str) -> None:
     run, trainer = _open_run("mlp", *SETTINGS[1])

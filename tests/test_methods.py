@@ -341,16 +341,15 @@ MIXTURE = Data("mixture", mixture(), None, {"test": mixture(seed=1)}, group_name
 
 
 @pytest.mark.parametrize(
-    "settings", ["", ",lambda_adversary=0,lambda_share=0,lambda_label=0"], ids=["default", "plain"]
+    "settings", ["", ",lambda_adversary=0,lambda_share=0,lambda_label=0"], ids=["all terms", "cross-entropy alone"]
 )
-@pytest.mark.parametrize("seed", range(2))
-def test_the_learned_split_finds_the_overlap_and_does_not_collapse(settings: str, seed: int) -> None:
-    result = train(f"lrwopt[q=1{settings}]", data=MIXTURE, seed=seed, epochs=16, batch_size=40, lr=0.05)
-    at_random = train("lrw-random", data=MIXTURE, seed=seed, epochs=1, batch_size=40)
+def test_the_learned_split_finds_the_overlap_and_does_not_collapse(settings: str) -> None:
+    result = train(f"lrwopt[q=1{settings}]", data=MIXTURE, epochs=16, batch_size=40, lr=0.05)
+    at_random = train("lrw-random", data=MIXTURE, epochs=1, batch_size=40)
     groups = torch.as_tensor(result.samples["group"]).double()
     share, by_chance = float(groups[validates(result)].mean()), float(groups[validates(at_random)].mean())
     assert by_chance < 0.2
-    assert share > 0.9  # 1.0 when this was calibrated, with either seed
+    assert share > 0.9  # 1.0 when this was calibrated, with seeds 0 and 1
     assert 10 <= int(validates(result).sum()) <= 40  # 17 to 21 then
 
 
@@ -413,9 +412,9 @@ def test_the_lowest_below_the_threshold_validate_up_to_the_cap(
     warm = training.run.split.val
     val = training.job.method.generate_split(training.run, training.state).val
     assert torch.equal(val, warm if expected is None else order[:expected].sort().values)
-    assert training.run.logged["split_rejected"] == (expected is None)
-    assert training.run.logged["split_candidates"] == (4 if threshold == 0.2 and below == 30 else below)
-    assert torch.equal(training.run.columns["train_probability"], p)
+    assert training.run.notes.logged["split_rejected"] == (expected is None)
+    assert training.run.notes.logged["split_candidates"] == (4 if threshold == 0.2 and below == 30 else below)
+    assert torch.equal(training.run.notes.columns["train_probability"], p)
 
 
 def test_a_first_split_that_is_rejected_leaves_the_random_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,12 +570,20 @@ def test_a_cross_fit_on_disk_is_found_by_the_next_process(trainings: list[str], 
     ],
     ids=lambda value: "-".join(value),
 )
-def test_margins_of_other_content_are_trained_anew(other: dict[str, Any], trainings: list[str]) -> None:
+def test_margins_of_other_content_are_trained_anew(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def untrained(self: ScoutTrainer, job: Any) -> dict[str, Tensor]:
+        made.append(len(job.data.train))
+        return {"logits": torch.eye(2)[self._job.data.train.y], "cost": torch.zeros(3, dtype=torch.float64)}
+
+    monkeypatch.setattr(ScoutTrainer, "_train", untrained)
     cache = ContentCache()
-    train("drop-hard", cache=cache)
-    first = len(trainings)
-    train(**{"method": "drop-hard", "cache": cache, **other})
-    assert len(trainings) > first
+    train("drop-hard", cache=cache, epochs=2)
+    train("drop-hard", cache=cache, epochs=2)
+    assert len(made) == 5
+    train(**{"method": "drop-hard", "cache": cache, "epochs": 2, **other})
+    assert len(made) > 5
 
 
 def test_out_of_fold_margins_are_those_of_models_that_never_saw_the_example(trainings: list[str]) -> None:

@@ -61,9 +61,7 @@ def test_tables_are_taken_by_mlp_and_linear(name: str):
         ("wrn-28-10", 100, 36_536_884),
     ],
 )
-def test_published_networks_have_their_published_number_of_parameters(
-    name: str, classes: int, parameters: int
-):
+def test_published_networks_have_their_published_number_of_parameters(name: str, classes: int, parameters: int):
     with torch.device("meta"):
         model = build(name, num_classes=classes, input_shape=(3, 32, 32))
     assert count(model) == parameters
@@ -241,9 +239,7 @@ def test_the_penultimate_feature_of_a_transformer_is_the_class_token():
 
 @pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 1), nn.ReLU(), Tied()], ids=["conv", "none", "tied"])
 def test_a_model_without_a_plain_head_is_told_what_to_add(model: nn.Module):
-    with pytest.raises(
-        ConfigError, match=r"^\w+ .*: give it `features` \(x to \[n, d\]\) and `head` \(nn.Linear\)$"
-    ):
+    with pytest.raises(ConfigError, match=r"^\w+ .*: give it `features` \(x to \[n, d\]\) and `head` \(nn.Linear\)$"):
         head_of(model)
 
 

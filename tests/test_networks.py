@@ -12,9 +12,7 @@ from molere.errors import ConfigError
 from molere.models import build
 from molere.networks import Splitter, WeightNet, bounded, mean_one, sigmoid_weights
 
-scores = st.lists(st.floats(-30, 30), min_size=1, max_size=40).map(
-    lambda s: torch.tensor(s, dtype=torch.float64)
-)
+scores = st.lists(st.floats(-30, 30), min_size=1, max_size=40).map(lambda s: torch.tensor(s, dtype=torch.float64))
 strengths = st.floats(0, 3)
 
 
@@ -68,9 +66,7 @@ def test_the_gradient_of_mean_one_is_orthogonal_to_the_weights(s: torch.Tensor):
 
 
 @given(scores, strengths, st.floats(-10, 10))
-def test_bounded_weights_have_mean_one_a_bounded_ratio_and_ignore_shifts(
-    s: torch.Tensor, c: float, shift: float
-):
+def test_bounded_weights_have_mean_one_a_bounded_ratio_and_ignore_shifts(s: torch.Tensor, c: float, shift: float):
     w = bounded(s, c)
     assert w.mean().item() == pytest.approx(1, abs=1e-12)
     assert (w.max() / w.min()).item() <= math.exp(2 * c) * (1 + 1e-9)
@@ -122,7 +118,8 @@ def test_a_full_weight_network_computes_its_head_of_the_classifiers_features():
     net = WeightNet.full(model, num_classes=3)
     x, y = torch.randn(4, 1, 8, 8), torch.tensor([2, 0, 1, 1])
     features = model.eval().features(x)
-    by_hand = features @ net.head.weight[0, :128] + net.head.weight[0, 128 + y] + net.head.bias
+    width = features.shape[1]
+    by_hand = features @ net.head.weight[0, :width] + net.head.weight[0, width + y] + net.head.bias
     torch.testing.assert_close(net(x, y), by_hand)
 
 
@@ -157,9 +154,7 @@ def test_a_bare_linear_classifier_gives_a_linear_weight_network():
 def test_a_weight_network_on_features_starts_near_equal_weights(hidden: int, classes: int):
     net = WeightNet.on_features(5, hidden=hidden, num_classes=classes)
     first = 5 + classes
-    assert sum(p.numel() for p in net.parameters()) == (
-        first * hidden + hidden + hidden + 1 if hidden else first + 1
-    )
+    assert sum(p.numel() for p in net.parameters()) == (first * hidden + hidden + hidden + 1 if hidden else first + 1)
     s = net(torch.randn(6, 5), torch.arange(6) % 3)
     assert s.shape == (6,)
     assert s.abs().max() < 0.1

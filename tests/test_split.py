@@ -167,8 +167,7 @@ def test_a_share_that_rounds_to_nothing_is_refused_with_advice() -> None:
     with pytest.raises(DataError) as error:
         part_size(6, 0.1)
     assert str(error.value) == (
-        "the validation part is empty: delta=0.1 of 6 examples rounds to 0. "
-        "Use at least 10 examples or a larger delta."
+        "the validation part is empty: delta=0.1 of 6 examples rounds to 0. Use at least 10 examples or a larger delta."
     )
 
 
@@ -207,9 +206,7 @@ def test_a_random_part_has_the_size_asked_and_leaves_each_class_one(
 
 
 @given(labels, deltas, st.integers(0, 100))
-def test_a_stratified_part_is_proportional_to_within_one_example(
-    y: list[int], delta: float, seed: int
-) -> None:
+def test_a_stratified_part_is_proportional_to_within_one_example(y: list[int], delta: float, seed: int) -> None:
     label = torch.tensor(y)
     part = random_part(label, delta, torch.Generator().manual_seed(seed))
     taken = counts(label[part])
@@ -257,7 +254,7 @@ def test_exactly_the_lowest_candidates_validate() -> None:
 
 def test_the_split_stays_when_no_example_is_a_candidate(caplog: pytest.LogCaptureFixture) -> None:
     previous = Split.of(ids(0, 1), 20)
-    with caplog.at_level(logging.WARNING, "molere.split"):
+    with caplog.at_level(logging.INFO, "molere.split"):
         decision = generate_split(torch.full((20,), 0.8), halves(20), 0.1, min_val=1, previous=previous)
     assert decision.split is previous
     assert (decision.candidates, decision.rejected) == (0, True)
@@ -373,9 +370,7 @@ def test_probabilities_that_are_not_numbers_are_refused() -> None:
     ("before", "after", "expected"),
     [(ids(1, 2), ids(1, 2), 0.0), (ids(1, 2), ids(3, 4), 2.0), (ids(1, 2), ids(2, 3), 1.0)],
 )
-def test_churn_is_the_share_of_examples_that_changed_sides(
-    before: Tensor, after: Tensor, expected: float
-) -> None:
+def test_churn_is_the_share_of_examples_that_changed_sides(before: Tensor, after: Tensor, expected: float) -> None:
     assert churn(before, after) == expected
     assert churn(before, after, size=4) == expected / 2
 
@@ -444,9 +439,7 @@ def test_negative_only_takes_misclassified_examples_even_if_fewer() -> None:
 def test_negative_only_without_errors_is_refused() -> None:
     with pytest.raises(DataError) as error:
         Hardest(negative_only=True)(run_of(halves(40), torch.ones(40)), 0.1)
-    assert str(error.value) == (
-        "nothing is left to validate: use more examples, less trim or negative_only=false."
-    )
+    assert str(error.value) == ("nothing is left to validate: use more examples, less trim or negative_only=false.")
 
 
 def test_trimming_leaves_the_very_lowest_margins_in_training() -> None:

@@ -146,7 +146,7 @@ class Hides(Good):
 
     def step(self, run: Run, state: Any, batch: Batch) -> Taken:
         taken = run.update(run.forward(batch))
-        run.weight[batch.index] = 2.0
+        run.notes.weight[batch.index] = 2.0
         return taken
 
 
@@ -258,7 +258,7 @@ class Fails(Good):
         (Pushes(), "of the classifier besides its one update; look at the classifier through run.look"),
         (Weighs(value=-0.1), "used a weight that is negative or not finite (least -0.1"),
         (Weighs(value=float("nan")), "used a weight that is negative or not finite (least nan)."),
-        (Hides(), "the samples hold other weights than were used; leave run.weight to run.update."),
+        (Hides(), "the samples hold other weights than were used; leave run.notes.weight to run.update."),
         (Beyond(), "its split names example 96 of a pool of 96."),
         (NoSplit(), "split returned Tensor; return a Split, or None to end the run."),
         (NoTaken(), "step returned Tensor; return what run.update returned."),

@@ -54,8 +54,8 @@ class Bank:
         return torch.zeros(self._size, rows.shape[1], dtype=wide, device=self._device)
 
     def stale(self, since: int) -> Int[Tensor, " k"]:
-        """Indices of the examples not seen since an update number."""
-        old: Bool[Tensor, " N"] = self.seen < since
+        """Indices of the examples not seen since an update number, those never seen included."""
+        old: Bool[Tensor, " N"] = self.seen < max(since, 0)
         return old.nonzero().flatten()
 
     def state_dict(self) -> dict[str, object]:

@@ -124,8 +124,9 @@ class Learner:
             stream: key of the random stream (dropout masks); none: the global one as it stands.
             training: mode of all submodules; none: as they are.
         """
-        modes = [] if training is None else [(m, m.training) for m in self.model.modules()]
-        buffers = [(m._buffers, k, b) for m in self.model.modules() for k, b in m._buffers.items()]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        modules = list(self.model.modules())
+        modes = [] if training is None else [(m, m.training) for m in modules]
+        buffers = [(m._buffers, k, b) for m in modules for k, b in m._buffers.items()]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         slots = [(table, slot, name) for name in theta or {} for table, slot in self._slots[name]]
         copies = {id(b): b.clone() for _, _, b in buffers if b is not None}  # a shared buffer stays shared
         try:

@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -17,12 +16,14 @@ from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, StorageError
 from molere.learner import Learner
 from molere.losses import cross_entropy
-from molere.metagrad import ESTIMATORS, Losses, gradients, probe
+from molere.metagrad import ESTIMATORS, gradients, probe
 from molere.models import feature_width
+from molere.notes import Notes
 from molere.optim import Params, make_optimizer
+from molere.passes import Passes
 from molere.recipe import Recipe
 from molere.split import Split, probabilistic_margin, random_part
-from molere.steps import Cost, Look, Seen, Taken, Tap, chunks, effective_sample_size, mean
+from molere.steps import Cost, Look, Seen, Taken, chunks, mean
 
 S = TypeVar("S")
 
@@ -78,6 +79,7 @@ class Run:
         epoch, updates: epochs begun and classifier updates done.
         budget, per_epoch: classifier updates in all and for each epoch.
         cost: passes counted so far.
+        notes: what is written down about each example and this epoch.
         waited: seconds this process spent on scouts.
     """
 
@@ -99,17 +101,13 @@ class Run:
         self.budget, self.per_epoch, self.batch_size = budget, per_epoch, batch_size
         self.epoch, self.updates, self.cost = 0, 0, Cost()
         self.learners: dict[str, Learner] = {"classifier": classifier}
-        self.columns: dict[str, Tensor] = {}
-        self.logged: dict[str, float] = {}
         self.estimator: str | None = None if recipe.estimator == "auto" else recipe.estimator
-        self.weight = torch.full((len(pool),), float("nan"), device=device)
-        self.times_in_validation = torch.zeros(len(pool), dtype=torch.int64, device=device)
+        self.notes = Notes(len(pool), device)
         self.waited = 0.0
-        self._scouts, self._tap = scouts, None if head is None else Tap(head)
+        self._scouts, self._passes = scouts, Passes(classifier, head, recipe, device)
         self._bank: Bank | None = None
         self._batches = Batches(len(pool), seed, device)
-        self._low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
-        self._sums: dict[str, Tensor] = {}
+        self._augments = recipe.augment and pool.augments
 
     # ---- randomness and progress
 
@@ -140,16 +138,16 @@ class Run:
         """Train and validate on this split from update `at` on; both streams of batches begin anew."""
         self._batches.use(split, at=at)
         if len(split.val):
-            self.times_in_validation.index_add_(0, self.split.val, torch.ones_like(self.split.val))
+            self.notes.validated(self.split.val)
 
     def train_batch(self) -> Batch:
         """The training batch of this update: without repetition until the training part is used up."""
-        augment = self.rng("augment") if self.recipe.augment else None
+        augment = self.rng("augment") if self._augments else None
         return self.pool.batch(self._batches.train(self.updates, self.batch_size), augment=augment)
 
     def val_batch(self) -> Batch:
         """The next validation batch, cycling through the validation part."""
-        augment = self.rng("augment-validation") if self.recipe.augment else None
+        augment = self.rng("augment-validation") if self._augments else None
         return self.pool.batch(self._batches.val(self.recipe.val_batch_size or self.batch_size), augment=augment)
 
     # ---- passes and updates
@@ -158,7 +156,7 @@ class Run:
         """The one training forward of a batch; the step, the weights, the bank and the meta-gradient all share it."""
         stream = rng.key(self.seed, "dropout", self.updates)
         rng.reseed(stream)
-        logits, features = self._outputs(batch.x)
+        logits, features = self._passes.outputs(batch.x)
         self.cost.forward += len(batch)
         return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
 
@@ -170,10 +168,13 @@ class Run:
         w = None if weights is None else weights.detach()
         before = self.classifier.snapshot() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
+        loss = (seen.losses if w is None else w * seen.losses).mean()
         if w is None or float(w.abs().sum()) > 1e-12:
-            self.classifier.step(seen.losses.mean() if w is None else (w * seen.losses).mean())
+            self.classifier.step(loss)
         self.cost.backward += len(seen)
-        self._record(seen, w)
+        losses = seen.losses.detach()
+        self._bank_rows(seen.batch, seen.logits, losses, seen.features)
+        self.notes.trained(seen.batch.index, w, loss.detach() if w is None else losses.mean())
         return Taken(seen, w, before, sensitivity)
 
     def look_back(self, taken: Taken, objective: Callable[[Tensor], Tensor] = mean) -> Look:
@@ -200,9 +201,8 @@ class Run:
 
     def weight_gradient(self, look: Look) -> Float[Tensor, " n"]:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
-        losses, seen = self.losses_of(look.seen), look.seen
-        exact_base = self._low is None and self.recipe.meta_bn == "batch"
-        base = seen.losses.detach() if exact_base else None
+        losses, seen = self._passes.losses_of(look.seen), look.seen
+        base = seen.losses.detach() if self._passes.repeatable else None
         if self.estimator is None:
             choice = probe(losses, look.theta, look.direction, base)
             self.estimator = choice.estimator.name
@@ -210,59 +210,24 @@ class Run:
         self.cost.virtual_forward += len(seen) * (estimator.passes + (base is None and self.estimator == "one-sided"))
         return estimator(losses, look.theta, look.direction, base=base) / len(seen)
 
-    def losses_of(self, seen: Seen) -> Losses:
-        """Theta -> losses of the batch [n], in the mode and with the dropout masks of its training pass; virtual."""
-
-        def losses(theta: Params) -> Tensor:
-            with self.classifier.at(theta, stream=seen.stream, training=self._virtual_mode):
-                logits = self.classifier(seen.batch.x)
-            if self._tap is not None:
-                self._tap.take()
-            return cross_entropy(logits, seen.batch.y)
-
-        return losses
-
     def _validate(
         self, theta: Params | None, objective: Callable[[Tensor], Tensor] | None
     ) -> tuple[tuple[Batch, Tensor, Tensor, Tensor], Params]:
         batch, leaves = self.val_batch(), self.classifier.params if theta is None else theta
         stream = rng.key(self.seed, "dropout-validation", self.updates)
-        virtual = self.classifier.at(theta, stream=stream, training=self._virtual_mode)
-        with virtual, torch.set_grad_enabled(objective is not None):
-            logits, features = self._outputs(batch.x)
-            losses = cross_entropy(logits, batch.y)
+        logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=objective is not None)
+        losses = cross_entropy(logits, batch.y)
         self.cost.virtual_forward += len(batch)
         grads: Params = {}
         if objective is not None:
             grads = gradients(objective(losses), leaves)
             self.cost.virtual_backward += len(batch)
-        if self._bank is not None:
-            self._bank.write(batch.index, features=features, logits=logits, losses=losses, update=self.updates)
+        self._bank_rows(batch, logits, losses, features)
         return (batch, logits.detach(), losses.detach(), features), grads
 
-    @property
-    def _virtual_mode(self) -> bool | None:
-        return None if self.recipe.meta_bn == "batch" else False
-
-    def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with nullcontext() if self._low is None else torch.autocast(self.device.type, self._low):
-            logits = self.classifier(x)
-        logits = logits if self._low is None else logits.float()
-        return logits, logits.detach() if self._tap is None else self._tap.take().to(logits.dtype)
-
-    def _record(self, seen: Seen, w: Tensor | None) -> None:
-        index, losses = seen.batch.index, seen.losses.detach()
+    def _bank_rows(self, batch: Batch, logits: Tensor, losses: Tensor, features: Tensor) -> None:
         if self._bank is not None:
-            self._bank.write(index, features=seen.features, logits=seen.logits, losses=losses, update=self.updates)
-        self._add("train_loss", losses.mean())
-        if w is None:
-            self.weight.index_fill_(0, index, 1.0)
-        else:
-            self.weight.index_copy_(0, index, w.to(self.weight.dtype))
-            self._add("effective_sample_size", effective_sample_size(w))
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = value if name not in self._sums else self._sums[name] + value
+            self._bank.write(batch.index, features=features, logits=logits, losses=losses, update=self.updates)
 
     # ---- what is known of the examples
 
@@ -292,8 +257,7 @@ class Run:
     def predictions(self, index: Int[Tensor, " k"]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(index, logits, features) in chunks: evaluation mode, no augmentation, no gradient, nothing changed."""
         for chunk in chunks(index, EVAL_BATCH):
-            with torch.no_grad(), self.classifier.at(None, training=False):
-                logits, features = self._outputs(self.pool.batch(chunk).x)
+            logits, features = self._passes.predict(self.pool.batch(chunk).x)
             self.cost.virtual_forward += len(chunk)
             yield chunk, logits, features
 
@@ -354,25 +318,17 @@ class Run:
 
     def note(self, **columns: Float[Tensor, " N"]) -> None:
         """Per-example values that belong into samples.parquet."""
-        self.columns.update({k: v.detach() for k, v in columns.items()})
+        self.notes.columns.update({k: v.detach() for k, v in columns.items()})
 
     def log(self, **metrics: float) -> None:
         """Numbers that belong into this epoch's row of metrics."""
-        self.logged.update(metrics)
+        self.notes.logged.update(metrics)
 
     # ---- for the loop
 
-    def row(self) -> dict[str, float]:
-        """This epoch's means of what the updates recorded, and what the method logged; both are forgotten here."""
-        sums = {k: float(v) / self.per_epoch for k, v in self._sums.items()}
-        row = {"effective_sample_size": 1.0, **sums, **self.logged}
-        self._sums, self.logged = {}, {}
-        return row
-
     def close(self) -> None:
         """Leave the module as it was found."""
-        if self._tap is not None:
-            self._tap.remove()
+        self._passes.close()
 
     def state_dict(self) -> dict[str, Any]:  # Any: nested plain data and tensors
         """All that changes, by name."""
@@ -381,32 +337,22 @@ class Run:
             "updates": self.updates,
             "batches": self._batches.state_dict(),
             "learners": {k: v.state_dict() for k, v in self.learners.items()},
-            "columns": self.columns,
-            "logged": self.logged,
-            "sums": self._sums,
+            "notes": self.notes.state_dict(),
             "estimator": self.estimator,
-            "weight": self.weight,
-            "times_in_validation": self.times_in_validation,
             "bank": None if self._bank is None else self._bank.state_dict(),
             "cost": self.cost.as_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Undo `state_dict`; the method's `init` has made the learners before."""
-
-        def here(t: Tensor) -> Tensor:
-            return t.to(self.device, copy=True)  # a copy is aligned as torch's own tensors are
-
         self.epoch, self.updates = state["epoch"], state["updates"]
         self._batches.load_state_dict(state["batches"])
         if late := sorted(set(state["learners"]) ^ set(self.learners)):
             raise StorageError(f"init makes other networks than were saved ({late[0]!r}); make every network in init")
         for name, saved in state["learners"].items():
             self.learners[name].load_state_dict(saved)
-        self.columns = {k: here(v) for k, v in state["columns"].items()}
-        self.logged, self._sums = dict(state["logged"]), {k: here(v) for k, v in state["sums"].items()}
+        self.notes.load_state_dict(state["notes"])
         self.estimator = state["estimator"]
-        self.weight, self.times_in_validation = here(state["weight"]), here(state["times_in_validation"])
         if state["bank"] is not None:
             self.bank.load_state_dict(state["bank"])
         spent = self.cost.scout_seconds

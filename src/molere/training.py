@@ -129,7 +129,12 @@ class Training:
     def report(self) -> None:
         """The end of an epoch: a row of metrics, the best update so far, a word to observers."""
         run, recipe = self.run, self.job.recipe
-        row = {"epoch": float(run.epoch), "updates": float(run.updates), "lr": self._schedule().lr, **run.row()}
+        row = {
+            "epoch": float(run.epoch),
+            "updates": float(run.updates),
+            "lr": self._schedule().lr,
+            **run.notes.row(run.per_epoch),
+        }
         row |= _of_split(run)
         if not torch.isfinite(torch.tensor(row["train_loss"])):
             what = f"the loss of {self.job.label} is no longer finite in epoch {run.epoch}"
@@ -211,11 +216,11 @@ class Training:
             "prediction": logits.argmax(1),
             "loss": cross_entropy(logits, y),
             "margin": probabilistic_margin(logits.softmax(1), y),
-            "weight": run.weight,
+            "weight": run.notes.weight,
             "train_probability": torch.full((n,), float("nan")),
             "in_validation": validates,
-            "times_in_validation": run.times_in_validation,
-            **run.columns,
+            "times_in_validation": run.notes.times_in_validation,
+            **run.notes.columns,
         }
         return {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in table.items()}
 
@@ -226,7 +231,7 @@ class Training:
     # ---- saving and resuming
 
     def save_is_due(self) -> bool:
-        """At the end, every `save_every` updates, or else with the first epoch that ends some seconds after the last."""
+        """At the end, every `save_every` updates, or else when an epoch ends some seconds after the last save."""
         run, every = self.run, self.job.recipe.save_every
         if run.updates == run.budget or every is not None:
             return run.updates == run.budget or run.updates % cast(int, every) == 0

@@ -97,7 +97,9 @@ class Watched(Method[Any]):  # Any: as above
         demand(met, f"{self.name}: {result.updates} updates were done instead of {self.watch.run.budget}.")
         recorded = torch.as_tensor(result.samples["weight"]).nan_to_num(nan=-1.0)
         told = torch.equal(recorded, self.watch.weights.nan_to_num(nan=-1.0))
-        demand(told, f"{self.name}: the samples hold other weights than were used; leave run.weight to run.update.")
+        demand(
+            told, f"{self.name}: the samples hold other weights than were used; leave run.notes.weight to run.update."
+        )
 
 
 def _kind(value: object) -> str:

@@ -51,6 +51,11 @@ class Pool(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def augments(self) -> bool:
+        """Whether a generator given to `batch` changes anything."""
+        ...
+
     def batch(self, index: Int[Tensor, " n"], *, augment: torch.Generator | None = None) -> Batch:
         """The examples at these positions; with a generator also augmented, by draws from it alone."""
         ...
@@ -104,10 +109,14 @@ class TensorPool:
         """Shape of one example."""
         return tuple(self.x.shape[1:])
 
+    @property
+    def augments(self) -> bool:
+        return self.augment != "none"
+
     def batch(self, index: Int[Tensor, " n"], *, augment: torch.Generator | None = None) -> Batch:
         index = index.to(self.x.device, non_blocking=True)
         x = self.x.index_select(0, index)
-        if augment is not None and self.augment != "none":
+        if augment is not None and self.augments:
             x = augmented(x, self.augment, self.crop_padding, augment)
         if self._scale is not None and self._shift is not None:
             x = x.to(torch.float32).mul_(self._scale).add_(self._shift)
@@ -175,6 +184,11 @@ class DatasetPool:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def augments(self) -> bool:
+        """Always: what the dataset's own transforms draw cannot be known."""
+        return True
 
     def batch(self, index: Int[Tensor, " n"], *, augment: torch.Generator | None = None) -> Batch:
         at = index.to(self.y.device)

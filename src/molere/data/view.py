@@ -23,6 +23,11 @@ class PoolView:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def augments(self) -> bool:
+        """As the other pool."""
+        return self._pool.augments
+
     def batch(self, index: Int[Tensor, " n"], *, augment: torch.Generator | None = None) -> Batch:
         """The batch of these positions, with positions of the view as its index."""
         there = self._pool.batch(self._index[index.to(self._index.device)], augment=augment)
