@@ -236,7 +236,7 @@ def test_without_adversary_and_penalties_the_splitter_learns_by_plain_cross_entr
 
     state.splitter.model.zero_grad()
     state.splitter.step = capture
-    method.learn(run, state, look, method.weights(state.weigher, taken.seen))
+    method.learn(run, state, look, method.weights(run, state.weigher, taken.seen))
     net = state.splitter.model
     labels = F.one_hot(look.batch.y, 2).float()
     logit = net.mlp(torch.cat([look.features, labels], dim=1)).squeeze(1)
@@ -301,13 +301,13 @@ def test_in_strict_order_the_classifier_is_updated_with_the_new_weights() -> Non
     before = [p.clone() for p in state.weigher.model.parameters()]
     batch = run.train_batch()
     taken = method.step(run, state, batch)
-    new = method.weights(state.weigher, taken.seen)
+    new = method.weights(run, state.weigher, taken.seen)
     assert taken.weights is not None
     assert torch.equal(taken.weights, new)
     with torch.no_grad():
         for p, old in zip(state.weigher.model.parameters(), before, strict=True):
             p.copy_(old)
-    assert not torch.equal(taken.weights, method.weights(state.weigher, taken.seen))
+    assert not torch.equal(taken.weights, method.weights(run, state.weigher, taken.seen))
 
 
 @pytest.mark.parametrize("network", ["features", "full", "frozen", "signals"])
@@ -317,10 +317,9 @@ def test_learned_weights_follow_the_chain_rule_through_their_network(network: st
     run, state, weights = training.run, training.state, training.job.method.weights
     run.use(training.job.method.split(run, state), at=0)
     seen = run.forward(run.train_batch())
-    weights.begin(run, state.weigher)
     dw = torch.linspace(-1, 1, 16)
-    expected = torch.autograd.grad((weights(state.weigher, seen) * dw).sum(), list(state.weigher.params.values()))
-    weights.learn(run, state.weigher, weights(state.weigher, seen), dw)
+    expected = torch.autograd.grad((weights(run, state.weigher, seen) * dw).sum(), list(state.weigher.params.values()))
+    weights.learn(run, state.weigher, weights(run, state.weigher, seen), dw)
     for (name, grad), wanted in zip(state.weigher.grads().items(), expected, strict=True):
         assert torch.equal(grad, wanted), name
 

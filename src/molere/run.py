@@ -70,6 +70,8 @@ def fit(
             training = Training(job, ScoutTrainer(job, cache or ContentCache()), folder, observers)
             if folder is not None and resume == "auto":
                 training.load()
+            if folder is not None:
+                folder.log("resumed" if training.run.updates else "started", updates=training.run.updates)
             training.loop()
             result = training.result(peak)
         if folder is not None:
@@ -78,6 +80,7 @@ def fit(
     except BaseException as error:
         if folder is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            folder.log(state, error=f"{type(error).__name__}: {error}")
             folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
         raise
     finally:
@@ -180,6 +183,7 @@ def _write(folder: RunFolder, result: Result) -> None:
     write_bytes(folder.path / "model.safetensors", safetensors.torch.save(_untied(state)))
     folder.write_json("result.json", result.as_dict())
     folder.set_status("done", exit_code=0, updates=result.updates, of=result.updates)
+    folder.log("done", updates=result.updates, stopped=result.stopped)
     folder.mark_done()
 
 

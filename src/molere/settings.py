@@ -184,8 +184,8 @@ def nobodys(specs: Sequence[MethodSpec], overrides: Mapping[str, object]) -> lis
 
 
 def check_model(name: str) -> None:
-    """ConfigError unless `name` is a listed model, a wrn-DEPTH-WIDTH, or LIBRARY:NAME (torchvision, timm)."""
-    if ":" in name or name in registry.MODELS:
+    """ConfigError unless `name` is a listed model, a wrn-DEPTH-WIDTH, or torchvision:NAME (NAME is checked later)."""
+    if name.startswith("torchvision:") or name in registry.MODELS:
         return
     if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         if (int(match[1]) - 4) % 6 == 0 and int(match[1]) > 4 and int(match[2]) > 0:

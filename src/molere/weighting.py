@@ -60,18 +60,17 @@ class Weights:
         head = WeightNet.on_features(run.feature_width, self.hidden, classes)
         return head if self.network == "features" else _Frozen(head, len(run.pool), run.feature_width)
 
-    def begin(self, run: Run, weigher: Learner) -> None:
-        """Called when weighting starts: frozen features are those of the classifier as it stands now."""
+    def __call__(self, run: Run, weigher: Learner, seen: Seen) -> Float[Tensor, " n"]:
+        """The weights of a batch, with their graph; mean 1. Frozen features are those at the first call."""
         if isinstance(weigher.model, _Frozen) and not bool(weigher.model.filled):
-            everything = torch.arange(len(run.pool), device=run.device)
-            weigher.model.fill(run.predict(everything)[1])
-
-    def __call__(self, weigher: Learner, seen: Seen) -> Float[Tensor, " n"]:
-        """The weights of a batch, with their graph; mean 1."""
-        if isinstance(weigher.model, _Frozen | _Signals):
-            scores = weigher(seen.batch.index, seen.losses.detach(), seen.batch.y)
+            weigher.model.fill(run.predict(torch.arange(len(run.pool), device=run.device))[1])
+        if self.network == "full":
+            run.cost.virtual_forward += len(seen)  # a network of the classifier's size
+            scores = weigher(seen.batch.x, seen.batch.y)
+        elif self.network == "features":
+            scores = weigher(seen.features, seen.batch.y)
         else:
-            scores = weigher(seen.batch.x if self.network == "full" else seen.features, seen.batch.y)
+            scores = weigher(seen.batch.index, seen.losses.detach(), seen.batch.y)
         return bounded(scores, self.c) if self.output == "bounded" else sigmoid_weights(scores)
 
     def learn(self, run: Run, weigher: Learner, w: Float[Tensor, " n"], dw: Float[Tensor, " n"]) -> None:
@@ -79,6 +78,7 @@ class Weights:
         schedule = run.classifier.schedule
         scale = len(w) / schedule.lr if self.scaled and schedule is not None and schedule.lr > 0 else 1.0
         weigher.descend(w, dw * scale)
+        run.cost.virtual_backward += len(w) if self.network == "full" else 0
 
 
 class _Frozen(nn.Module):

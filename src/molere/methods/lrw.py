@@ -76,13 +76,12 @@ class LRW(Method[LRWState]):
         seen = run.forward(batch)
         if not run.passed(self.warmup):
             return run.update(seen)
-        self.weights.begin(run, state.weigher)
-        w = self.weights(state.weigher, seen)  # w_i = g_phi(x_i)
+        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
         meta = run.due(self.q)
         if meta and self.order == "strict":
             look = run.look_ahead(seen, w, self.val_loss())
             self.weights.learn(run, state.weigher, w, run.weight_gradient(look))  # 13
-            w = self.weights(state.weigher, seen)
+            w = self.weights(run, state.weigher, seen)
         taken = run.update(seen, w, remember=meta and self.order == "fused")  # 15
         if meta and self.order == "fused":
             look = run.look_back(taken, self.val_loss())

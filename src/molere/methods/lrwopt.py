@@ -131,11 +131,10 @@ class LRWOpt(Method[LRWOptState]):
         seen, meta = run.forward(batch), run.due(self.q)  # 9, 10
         if not run.passed(self.warmup):
             return self.warm_step(run, state, seen, meta)
-        self.weights.begin(run, state.weigher)
-        w = self.weights(state.weigher, seen)  # w_i = g_phi(x_i)
+        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
         if meta and self.order == "strict":
             self.learn(run, state, run.look_ahead(seen, w), w)  # 6, 7, 8
-            w = self.weights(state.weigher, seen)
+            w = self.weights(run, state.weigher, seen)
         taken = run.update(seen, w, remember=meta and self.order == "fused")  # 11, eq. 15
         if meta and self.order == "fused":
             self.learn(run, state, run.look_back(taken), w)  # 6, 7, 8

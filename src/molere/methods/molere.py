@@ -113,8 +113,7 @@ class Molere(Method[MolereState]):
             return run.update(seen)
         if state.weigher is None:
             return run.update(seen, state.weights[batch.index])
-        self.weights.begin(run, state.weigher)
-        w = self.weights(state.weigher, seen)  # w_i = g_phi(x_i)
+        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
         meta = run.due(self.every)
         taken = run.update(seen, w, remember=meta)
         if meta:

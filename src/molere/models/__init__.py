@@ -69,8 +69,8 @@ def _torchvision_maker(name: str) -> Maker:
     models = _torchvision()
 
     theirs: list[str] = models.list_models(module=models)
-    if name in theirs:
-        return partial(_from_torchvision, name)
+    if name.removeprefix("torchvision:") in theirs:
+        return partial(_from_torchvision, name.removeprefix("torchvision:"))
     ours = [*TABULAR, *IMAGE, *WRN_EXAMPLES]
     near = nearest(name, [*ours, *theirs])
     hint = f"did you mean {near!r}?" if near else f"use {', '.join(ours)} or a torchvision classifier"
