@@ -38,10 +38,17 @@ def _lrw(holdout: str, summary: str) -> Entry:
 METHODS: Mapping[str, Entry] = {
     "erm": Entry("molere.methods.erm", "ERM", "every example counts the same, the whole pool"),
     "erm-part": Entry(
-        "molere.methods.control", "Drop", "ERM on the training part of a random split", {"holdout": {"kind": "random"}}
+        "molere.methods.control",
+        "Drop",
+        "ERM on the training part of a random split: the control of lrw-random",
+        {"holdout": {"kind": "random"}},
     ),
     "drop-easy": Entry(
-        "molere.methods.control", "Drop", "ERM without the easiest part", {"holdout": {"kind": "easiest"}}
+        "molere.methods.control",
+        "Drop",
+        "ERM without the easiest part: the control of lrw-easy",
+        {"holdout": {"kind": "easiest"}},
+        {"holdout": _PAPER_MARGINS},
     ),
     "drop-random": Entry(
         "molere.methods.control",
@@ -50,7 +57,11 @@ METHODS: Mapping[str, Entry] = {
         {"holdout": {"kind": "random", "stratified": False}},
     ),
     "drop-hard": Entry(
-        "molere.methods.control", "Drop", "ERM without the hardest part", {"holdout": {"kind": "hardest"}}
+        "molere.methods.control",
+        "Drop",
+        "ERM without the hardest part: the control of lrw-hard",
+        {"holdout": {"kind": "hardest"}},
+        {"holdout": _PAPER_MARGINS},
     ),
     "upweight": Entry("molere.methods.control", "Upweight", "ERM with the errors of cross-fitted models weighted up"),
     "lrw-easy": _lrw("easiest", "learned weights, validated on the easiest part"),

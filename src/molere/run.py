@@ -67,7 +67,8 @@ def fit(
         with rng.seeded(None), PeakMemory(job.device) as peak:
             if folder is not None:
                 _prepare(folder, job, resume)
-            training = Training(job, ScoutTrainer(job, cache or ContentCache()), folder, observers)
+            scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
+            training = Training(job, ScoutTrainer(job, scouts), folder, observers)
             if folder is not None and resume == "auto":
                 training.load()
             if folder is not None:

@@ -51,6 +51,7 @@ class Split:
     @classmethod
     def of(cls, val: Int[Tensor, " m"], size: int, *, keep: bool = False) -> "Split":
         """Split of a pool of `size` examples with this validation part, sorted; keep: all examples train."""
+        val = val.cpu()
         if len(val) and int(val.max()) >= size:
             raise DataError(f"validation example {int(val.max())} is not in the pool: use positions below {size}.")
         _check_part("validation", val)

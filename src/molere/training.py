@@ -260,7 +260,7 @@ class Training:
             return
         _, state = found
         self.run.load_state_dict(state["run"])
-        _restore(self.state, state["method"], self.run.device)
+        _restore(self.state, state["method"])
         self.history, self.best, self.seconds = state["history"], state["best"], state["seconds"]
         self.folder.metrics.truncate_to(state["rows"])
 
@@ -336,7 +336,11 @@ def _state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors
     return {k: v for k, v in values.items() if not isinstance(v, Learner)}
 
 
-def _restore(state: object, saved: Mapping[str, Any], device: torch.device) -> None:  # Any: as above
+def _restore(state: object, saved: Mapping[str, Any]) -> None:  # Any: as above
+    """Put saved values back, tensors on the device that `init` chose for them."""
     for name, value in saved.items():
-        if not isinstance(getattr(state, name), Learner):
-            setattr(state, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)
+        made = getattr(state, name)
+        if isinstance(value, Tensor):
+            value = value.to(made.device if isinstance(made, Tensor) else value.device, copy=True)
+        if not isinstance(made, Learner):
+            setattr(state, name, value)
