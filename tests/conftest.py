@@ -1,6 +1,7 @@
 """What all tests share: one thread, fixed seeds, small data."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; tests interrupt programs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 

@@ -496,6 +496,8 @@ LEARNED_AS_PUBLISHED = {
 }
 LRWOPT_AS_PUBLISHED = {"splitter_optimizer": "sgd", "exact_pass": True, "learn_in_warmup": False}
 PUBLISHED: Mapping[str, dict[str, Any]] = {
+    "drop-easy": {"holdout.margins": "scout"},
+    "drop-hard": {"holdout.margins": "scout"},
     "lrw-easy": {**LEARNED_AS_PUBLISHED, "holdout.margins": "scout"},
     "lrw-random": LEARNED_AS_PUBLISHED,
     "lrw-hard": {**LEARNED_AS_PUBLISHED, "holdout.margins": "scout"},
