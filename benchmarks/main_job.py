@@ -157,13 +157,16 @@ COMPARED = ("lrwopt[warmup=0.0]", "lrwopt", "lrw-random", "molere")
 
 def ratio(size: Size) -> list[Row]:
     """Methods over ERM at equal updates; LRWOpt also without its warm-up, which is cheaper than what follows it."""
-    data, recipe = cifar_shaped(size.images), recipe_of("cifar100", size.epochs)
+    data, one_epoch, recipe = cifar_shaped(size.images), recipe_of("cifar100", 1), recipe_of("cifar100", size.epochs)
+    side_by_side({m: training(m, data, one_epoch) for m in ("erm", *COMPARED)})  # what torch does once in a process
     methods = {m: training(m, data, recipe) for m in ("erm", *COMPARED)}
     found = repeated(size.repeats["ratio"], "ratio", lambda: side_by_side(methods))
-    updates = (size.epochs - 1) * (size.images // recipe.batch_size)
-    rows = by_clock("ResNet-20, ERM, seconds per update", [t[1:].sum(0) / updates for t in found["erm"]], "{:.3f}")
+    an_epoch = size.images // recipe.batch_size
+    each = [t[1:].sum(0) / ((size.epochs - 1) * an_epoch) for t in found["erm"]]
+    rows = by_clock("ResNet-20, ERM, seconds per update", each, "{:.3f}")
+    whole = f"whole run of {size.epochs * an_epoch} updates, set-up and probe included"
     for method in COMPARED:
-        first, which = (0, "whole run") if method == "lrwopt" else (1, "all epochs but the first")
+        first, which = (0, whole) if method == "lrwopt" else (1, "all epochs but the first")
         over = [m[first:].sum(0) / e[first:].sum(0) for m, e in zip(found[method], found["erm"], strict=True)]
         limit = 1.6 if method.startswith("lrwopt") else None
         rows += by_clock(f"ResNet-20, `{method}` over ERM, {which}", over, most=limit)

@@ -97,9 +97,12 @@ from pathlib import Path
 from molere.storage.lock import FileLock
 path, lock = Path(sys.argv[1]), FileLock(Path(sys.argv[1]))
 lock.try_acquire()
+readable, writable = os.pipe()
 if os.fork() == 0:
     lock.release()  # not the child's to give up
+    os.write(writable, b"forked")
     time.sleep(60)
+os.read(readable, 1)  # the child has closed its copies
 print(path.exists(), flush=True)
 os.kill(os.getpid(), 9)
 """
