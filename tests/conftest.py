@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tes
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; tests interrupt programs
@@ -15,10 +15,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its back
 
 torch.set_num_threads(1)
 
-# Deadlines measure the machine, not the code. Examples are the same in every run, unless
+# Deadlines and the check of slowness measure the machine, not the code. Examples are the same in every run, unless
 # `--hypothesis-profile=explore` asks for new ones.
-settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=50)
-settings.register_profile("explore", deadline=None, max_examples=500)
+slow = [HealthCheck.too_slow]
+settings.register_profile("fixed", deadline=None, suppress_health_check=slow, derandomize=True, max_examples=50)
+settings.register_profile("explore", deadline=None, suppress_health_check=slow, max_examples=500)
 settings.load_profile("fixed")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from molere import rng
 from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError
 from molere.learner import Learner
@@ -21,7 +22,7 @@ from molere.methods.erm import ERM
 from molere.optim import Params, make_optimizer
 from molere.recipe import Recipe
 from molere.split import Split
-from molere.training import Job, _open
+from molere.training import Setup, _open
 
 # ---- a dozen architectures
 
@@ -140,7 +141,7 @@ def _run(build: Callable[[], nn.Module], **recipe: Any) -> Run:
     x, y = torch.randn(24, 3, 8, 8), torch.arange(24) % 3
     data = Data("toy", TensorPool(x, y), None, {"test": TensorPool(x, y)})
     settings = Recipe(**{"epochs": 4, "batch_size": 6, "lr": 0.01, **recipe})
-    job = Job(ERM(), data, build, "own", settings, 0, "toy", torch.device("cpu"))
+    job = Setup(ERM(), data, build, "own", settings, 0, "toy", torch.device("cpu"))
     run = _open(job, lambda run, *, on, epochs, method: torch.empty(0, 0))
     run.use(Split(torch.arange(15), torch.arange(15, 24)), at=0)
     for _ in range(2):
@@ -214,13 +215,13 @@ def test_a_pass_elsewhere_changes_nothing(run: Run) -> None:
     learner, (x, y) = run.classifier, _batch(run)
     elsewhere = {k: torch.randn_like(p) for k, p in learner.params.items()}
     leaves = {k: t.clone().requires_grad_() for k, t in elsewhere.items()}
-    for theta, stream, training in (
+    for theta, stream, evaluating in (
         (None, None, None),
-        (elsewhere, 3, True),
-        (elsewhere, None, False),
+        (elsewhere, 3, nn.BatchNorm2d),
+        (elsewhere, None, nn.Module),
         (leaves, 3, None),
     ):
-        with _unchanged(learner), learner.at(theta, stream=stream, training=training):
+        with _unchanged(learner), learner.at(theta, stream=stream, evaluating=evaluating):
             loss = F.cross_entropy(learner(x), y)
     with _unchanged(learner):
         loss.backward()
@@ -304,7 +305,7 @@ def test_an_exception_inside_restores_everything(run: Run) -> None:
     elsewhere = {k: torch.randn_like(p) for k, p in learner.params.items()}
 
     def interrupted() -> None:
-        with learner.at(elsewhere, stream=5, training=not learner.model.training):
+        with learner.at(elsewhere, stream=5, evaluating=nn.Module):
             learner(x)
             torch.rand(3)
             raise KeyboardInterrupt
@@ -316,7 +317,7 @@ def test_an_exception_inside_restores_everything(run: Run) -> None:
 def test_an_unknown_name_is_refused_before_anything_changes(run: Run) -> None:
     learner = run.classifier
     elsewhere = {**{k: torch.randn_like(p) for k, p in learner.params.items()}, "nonsense": torch.ones(1)}
-    with _unchanged(learner), pytest.raises(KeyError), learner.at(elsewhere, stream=5, training=False):
+    with _unchanged(learner), pytest.raises(KeyError), learner.at(elsewhere, stream=5, evaluating=nn.Module):
         pass
 
 
@@ -445,3 +446,17 @@ def test_a_learner_goes_on_from_its_saved_state(name: str, optimizer: str) -> No
         whole.classifier.model.state_dict().items(), other.classifier.model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), k
+
+
+def test_running_statistics_in_virtual_passes_leave_dropout_as_it_was() -> None:
+    run = _run(ARCHITECTURES["dropout and BatchNorm"], meta_bn="eval")
+    seen = run.forward(run.train_batch())
+    params = {k: p.detach() for k, p in run.classifier.params.items()}
+    twin = _twin("dropout and BatchNorm", run)
+    twin[1].eval()
+    rng.reseed(seen.stream)
+    with torch.no_grad():
+        expected = F.cross_entropy(twin(seen.batch.x), seen.batch.y, reduction="none")
+        torch.testing.assert_close(run._passes.losses_of(seen)(params), expected)
+        masked = F.cross_entropy(twin.eval()(seen.batch.x), seen.batch.y, reduction="none")
+    assert not torch.allclose(expected, masked)

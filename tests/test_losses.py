@@ -15,7 +15,6 @@ from molere.losses import (
     soft_validation_objective,
     split_loss,
     trimmed_mean,
-    weighted_mean,
 )
 
 
@@ -44,10 +43,6 @@ def test_cross_entropy_is_the_negative_log_softmax_of_the_label(generator: torch
 )
 def test_cross_entropy_is_never_taken_in_half_precision(given_type: torch.dtype, wide: torch.dtype) -> None:
     assert cross_entropy(torch.zeros(2, 3, dtype=given_type), torch.tensor([0, 1])).dtype == wide
-
-
-def test_weighted_mean_divides_by_the_number_of_losses_not_by_the_weights() -> None:
-    assert near(weighted_mean(vector(1, 2, 3), vector(2, 0, 4)), 14 / 3)
 
 
 @pytest.mark.parametrize(("correct", "loss"), [(True, 0.223144), (False, 1.609438)])

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from molere import registry, scouts
 from molere import run as running
 from molere.data.pool import Data, TensorPool
+from molere.errors import ConfigError, DataError
 from molere.hardness import static_weights
 from molere.method import Method
 from molere.methods import lrwopt
 from molere.methods.lrw import LRW
 from molere.methods.lrwopt import LRWOpt
+from molere.methods.molere import Molere
 from molere.networks import Splitter
 from molere.recipe import Recipe
 from molere.result import Result
@@ -88,13 +90,13 @@ def train(
 def started(method: str | Method[Any], *, data: Data | None = None, model: Any = "mlp", **settings: Any) -> Training:
     """A training that has not begun, so that single steps of it can be taken."""
     recipe = Recipe(**{"epochs": 4, "batch_size": 16, "device": "cpu", **settings})
-    job = running._job(method, data or rare_region(), model, recipe, 0, None)
-    return Training(job, ScoutTrainer(job, ContentCache()), None, ())
+    setup = running._setup(method, data or rare_region(), model, recipe, 0, None)
+    return Training(setup, ScoutTrainer(setup, ContentCache()), None, ())
 
 
 def step(training: Training) -> Taken:
     """One turn of the loop."""
-    run, method = training.run, training.job.method
+    run, method = training.run, training.setup.method
     if run.updates % run.per_epoch == 0:
         split = method.split(run, training.state)
         assert split is not None
@@ -196,7 +198,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 def test_the_splitters_and_the_weight_networks_updates_touch_nothing_else(adversary: str, order: str) -> None:
     training = started(f"lrwopt[warmup=0,q=1,adversary={adversary},order={order}]")
     step(training)
-    run, state, method = training.run, training.state, training.job.method
+    run, state, method = training.run, training.state, training.setup.method
     networks = {"theta": run.classifier.model, "phi": state.weigher.model, "Theta": state.splitter.model}
     found: dict[str, set[str]] = {}
 
@@ -225,7 +227,7 @@ def test_without_adversary_and_penalties_the_splitter_learns_by_plain_cross_entr
     off = "lambda_adversary=0,lambda_share=0,lambda_label=0"
     training = started(f"lrwopt[warmup=0,q=1,adversary={adversary},{off}]")
     step(training)
-    run, state, method = training.run, training.state, training.job.method
+    run, state, method = training.run, training.state, training.setup.method
     taken = run.update(run.forward(run.train_batch()), torch.ones(16), remember=True)
     look = run.look_back(taken)
     captured: dict[str, Tensor] = {}
@@ -296,7 +298,7 @@ def test_the_weight_gradient_of_six_points_is_the_one_computed_by_hand(estimator
 
 def test_in_strict_order_the_classifier_is_updated_with_the_new_weights() -> None:
     training = started("lrw-random[order=strict,q=1]")
-    run, state, method = training.run, training.state, training.job.method
+    run, state, method = training.run, training.state, training.setup.method
     run.use(method.split(run, state), at=0)
     before = [p.clone() for p in state.weigher.model.parameters()]
     batch = run.train_batch()
@@ -314,8 +316,8 @@ def test_in_strict_order_the_classifier_is_updated_with_the_new_weights() -> Non
 @pytest.mark.parametrize("inputs", ["x", "xy"])
 def test_learned_weights_follow_the_chain_rule_through_their_network(network: str, inputs: str) -> None:
     training = started(f"lrw-random[weights.network={network},weights.inputs={inputs},weights.scaled=false,q=1]")
-    run, state, weights = training.run, training.state, training.job.method.weights
-    run.use(training.job.method.split(run, state), at=0)
+    run, state, weights = training.run, training.state, training.setup.method.weights
+    run.use(training.setup.method.split(run, state), at=0)
     seen = run.forward(run.train_batch())
     dw = torch.linspace(-1, 1, 16)
     expected = torch.autograd.grad((weights(run, state.weigher, seen) * dw).sum(), list(state.weigher.params.values()))
@@ -409,7 +411,7 @@ def test_the_lowest_below_the_threshold_validate_up_to_the_cap(
     training = started(f"lrwopt[threshold={threshold}]")
     step(training)
     warm = training.run.split.val
-    val = training.job.method.generate_split(training.run, training.state).val
+    val = training.setup.method.generate_split(training.run, training.state).val
     assert torch.equal(val, warm if expected is None else order[:expected].sort().values)
     assert training.run.notes.logged["split_rejected"] == (expected is None)
     assert training.run.notes.logged["split_candidates"] == (4 if threshold == 0.2 and below == 30 else below)
@@ -423,7 +425,7 @@ def test_a_first_split_that_is_rejected_leaves_the_random_one(monkeypatch: pytes
     assert torch.equal(training.run.split.val, training.state.warm.sort().values)
 
 
-def test_a_new_split_comes_at_every_multiple_of_resplit_every_and_at_every_epoch() -> None:
+def test_a_new_split_comes_at_every_multiple_of_resplit_every_and_at_every_epoch_never_twice() -> None:
     training = started("lrwopt[warmup=0.25,resplit_every=4,threshold=0.99]")
     at: list[int] = []
     use = training.run.use
@@ -435,7 +437,7 @@ def test_a_new_split_comes_at_every_multiple_of_resplit_every_and_at_every_epoch
     training.run.use = lambda split, *, at: noted(split, at_=at)
     for _ in range(24):
         step(training)
-    assert at == [0, 6, 9, 12, 13, 17, 18, 21]  # epochs of six updates, the first of them warm-up
+    assert at == [0, 6, 8, 12, 16, 18, 20]  # epochs of six updates, the first of them warm-up
 
 
 @pytest.mark.parametrize(
@@ -457,8 +459,8 @@ def test_the_bank_and_a_fresh_pass_agree_on_what_has_just_been_seen() -> None:
     training = started("lrwopt[warmup=0,lr_splitter=1e-3]", model="linear", lr=1e-9)
     for _ in range(6):
         step(training)
-    from_bank = training.job.method.train_probability(training.run, training.state)
-    fresh = dataclasses.replace(training.job.method, exact_pass=True).train_probability(training.run, training.state)
+    from_bank = training.setup.method.train_probability(training.run, training.state)
+    fresh = dataclasses.replace(training.setup.method, exact_pass=True).train_probability(training.run, training.state)
     torch.testing.assert_close(from_bank, fresh, atol=1e-5, rtol=0)
 
 
@@ -494,12 +496,12 @@ LEARNED_AS_PUBLISHED = {
     "weights.scaled": False,
     "order": "strict",
 }
-LRWOPT_AS_PUBLISHED = {"splitter_optimizer": "sgd", "exact_pass": True, "learn_in_warmup": False}
+LRWOPT_AS_PUBLISHED = {"splitter_optimizer": "sgd", "lr_splitter": 1e-3, "exact_pass": True, "learn_in_warmup": False}
 PUBLISHED: Mapping[str, dict[str, Any]] = {
     "drop-easy": {"holdout.margins": "scout"},
     "drop-hard": {"holdout.margins": "scout"},
     "lrw-easy": {**LEARNED_AS_PUBLISHED, "holdout.margins": "scout"},
-    "lrw-random": LEARNED_AS_PUBLISHED,
+    "lrw-random": {**LEARNED_AS_PUBLISHED, "holdout.stratified": False},
     "lrw-hard": {**LEARNED_AS_PUBLISHED, "holdout.margins": "scout"},
     "lrwopt": {**LEARNED_AS_PUBLISHED, **LRWOPT_AS_PUBLISHED},
 }
@@ -576,7 +578,7 @@ def test_margins_of_other_content_are_trained_anew(other: dict[str, Any], monkey
 
     def untrained(self: ScoutTrainer, job: Any) -> dict[str, Tensor]:
         made.append(len(job.data.train))
-        return {"logits": torch.eye(2)[self._job.data.train.y], "cost": torch.zeros(3, dtype=torch.float64)}
+        return {"logits": torch.eye(2)[self._setup.data.train.y], "cost": torch.zeros(3, dtype=torch.float64)}
 
     monkeypatch.setattr(ScoutTrainer, "_train", untrained)
     cache = ContentCache()
@@ -678,6 +680,78 @@ def test_the_guard_falls_back_to_erm_only_where_the_method_is_clearly_worse(
         assert_same_training(result, train("erm"))
     else:
         assert any(row["effective_sample_size"] < 1 for row in result.history)
+
+
+def test_where_noise_is_expected_a_random_tenth_never_trains() -> None:
+    result = train("molere[expect=noise]", epochs=5)
+    inside = validates(result).numpy()
+    assert inside.sum() == 9
+    assert np.isnan(result.samples["weight"][inside]).all()
+    assert not np.isnan(result.samples["weight"][~inside]).any()
+
+
+def test_a_guard_that_falls_back_pays_for_no_weight_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Molere, "loses_out_of_fold", lambda self, run: True)
+    result = train("molere[guard=true,expect=noise]")
+    assert result.cost.scout_forward == 0
+    assert not validates(result).any()
+    assert_same_training(result, train("erm"))
+
+
+def test_molere_needs_an_epoch_to_look_and_one_to_act() -> None:
+    with pytest.raises(ConfigError, match=r"set train\.epochs=2"):
+        train("molere", epochs=1)
+    result = train("molere", epochs=2, warmup=0.0)
+    assert [row["effective_sample_size"] < 1 for row in result.history] == [False, True]
+
+
+@pytest.mark.parametrize("method", ["molere[warmup=0.9]", "lrwopt[warmup=0.9]", "lrw-random[warmup=0.9]"])
+def test_a_warm_up_that_takes_all_epochs_is_refused_before_the_first_update(method: str) -> None:
+    with pytest.raises(ConfigError, match=r"^warmup=0.9 leaves none of 2 epochs; use a smaller one"):
+        train(method, epochs=2)
+
+
+def test_static_weights_are_refused_where_noise_is_expected() -> None:
+    with pytest.raises(ConfigError, match="leave mode out"):
+        Molere(mode="static", expect="noise")
+
+
+def test_static_weights_leave_no_bank_behind() -> None:
+    training = started("molere", epochs=2)
+    while training.run.updates < training.run.budget:
+        assert (training.run.state_dict()["bank"] is None) is (training.run.updates > 6)
+        step(training)
+
+
+# ---- meta passes
+
+
+def test_strict_order_leaves_no_rows_of_parameters_that_were_never_taken() -> None:
+    training = started("lrwopt[warmup=0,order=strict,q=1]")
+    step(training)
+    val = training.run.split.val
+    before = training.run.bank.features[val].clone()
+    step(training)
+    assert torch.equal(training.run.bank.features[val], before)
+
+
+def test_the_probe_chooses_anew_in_each_quarter_and_is_charged() -> None:
+    chosen, fixed = (train("lrw-random[q=1]", epochs=8, estimator=e) for e in ("auto", "one-sided"))
+    assert [("probe_cosine" in row) for row in chosen.history] == [True, False] * 4
+    assert all(row["probe_cosine"] > 0.99 for row in chosen.history[::2])
+    assert not any("probe_cosine" in row for row in fixed.history)
+    assert chosen.cost.virtual_forward - fixed.cost.virtual_forward >= 4 * 16 * 6
+
+
+def test_one_validation_example_is_refused_where_batch_norm_needs_two() -> None:
+    with pytest.raises(DataError, match="this batch has one: use a larger delta"):
+        train("lrw-random[delta=0.015,q=1]", model=with_batch_norm)
+
+
+@pytest.mark.parametrize(("epochs", "warm"), [(2, 1), (6, 2), (10, 3)])
+def test_half_an_epoch_of_warm_up_counts_as_one(epochs: int, warm: int) -> None:
+    result = train("lrw-random[warmup=0.25,q=1]", epochs=epochs)
+    assert [row["effective_sample_size"] < 1 for row in result.history].count(False) == warm
 
 
 # ---- odds and ends

@@ -242,7 +242,11 @@ def test_a_module_with_nothing_to_train_is_refused() -> None:
 
 
 def test_a_factory_is_given_parameters_and_rate() -> None:
-    made = make_optimizer(lambda leaves, lr: torch.optim.Adagrad(leaves, lr=lr), [nn.Parameter(torch.ones(1))], lr=0.2)
+    leaf = nn.Parameter(torch.ones(1))
+    make = lambda leaves, lr, eps=1e-10: torch.optim.Adagrad(leaves, lr=lr, eps=eps)  # noqa: E731
+    made = make_optimizer(make, [leaf], lr=0.2, momentum=0.9, arguments={"eps": 0.5})
+    assert made.defaults["eps"] == 0.5
+    made = make_optimizer(make, [leaf], lr=0.2, momentum=0.9)
     assert isinstance(made, torch.optim.Adagrad)
     assert made.param_groups[0]["lr"] == 0.2
 

@@ -403,3 +403,38 @@ def test_colours_appear_only_where_the_terminal_has_them(table: Table) -> None:
 
     assert "\x1b[1;32m" in printed(force_terminal=True, color_system="standard", no_color=False)
     assert "\x1b" not in printed(force_terminal=False)
+
+
+# ---- what was logged along the way
+
+
+def logging_results(rejected: float) -> list[dict[str, Any]]:
+    bad = [result("bad", seed, logged={"split_rejected": rejected + 0.1 * seed, "churn": 2.0}) for seed in range(2)]
+    return [*results("erm", 2), *bad]
+
+
+def test_what_runs_logged_is_averaged_over_seeds_and_shown_beside_its_method() -> None:
+    table = tabulate(logging_results(0.1))
+    assert table.logged["erm"] == {}
+    assert table.logged["bad"]["split_rejected"].mean == pytest.approx(0.15)
+    rows = report.markdown(table, ABOUT).split("## Logged along the way")[1].splitlines()
+    assert "| method | split_rejected | churn |" in rows
+    assert "| erm |  |  |" in rows
+    assert "| bad | 0.15 ± 0.64 | 2 ± 0 |" in rows
+
+
+@pytest.mark.parametrize(("rejected", "warned"), [(0.3, False), (0.45, True)])
+def test_a_row_whose_splits_were_mostly_rejected_is_cautioned_against(rejected: float, warned: bool) -> None:
+    said = [line for line in wording.verdicts(tabulate(logging_results(rejected))) if "rejected" in line]
+    assert (
+        said
+        == [
+            "bad: 50 % of its splits had too few candidates and were rejected, so the one before stayed; "
+            "this is no learned split."
+        ]
+        * warned
+    )
+
+
+def test_reports_of_runs_that_logged_nothing_have_no_such_section(table: Table) -> None:
+    assert "Logged" not in report.markdown(table, ABOUT)

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from molere import registry, settings
 from molere.config import flatten, read_overrides
 from molere.errors import ConfigError
-from molere.fields import refuse
+from molere.fields import build, refuse
 from molere.methods.erm import ERM
 from molere.methods.lrw import LRW
 from molere.methods.lrwopt import LRWOpt
+from molere.recipe import Recipe
 from molere.settings import MethodSpec, make_method
 from molere.split import Easiest, Hardest, Random
 from molere.weighting import Weights
@@ -182,7 +183,7 @@ def test_models_that_do_not(name: str, said: str) -> None:
 
 def test_a_recipe_is_checked_at_every_key() -> None:
     with pytest.raises(ConfigError) as error:
-        settings.build_recipe({"lrr": 1, "epochs": 0})
+        build(Recipe, {"lrr": 1, "epochs": 0}, "train")
     assert str(error.value).splitlines() == [
         "train.lrr: unknown key; did you mean train.lr?",
         "train.epochs must be an int of at least 1; got 0.",

@@ -56,7 +56,10 @@ def run_of(y: Tensor, margins: Tensor | None = None, seed: int = 0) -> SimpleNam
     def rng(purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    return SimpleNamespace(pool=Pool(), rng=rng, margins=of, asked=asked)
+    logged: dict[str, float] = {}
+    return SimpleNamespace(
+        pool=Pool(), rng=rng, margins=of, asked=asked, scout_part=ids(0, 1, 39), log=logged.update, logged=logged
+    )
 
 
 def counts(y: Tensor) -> dict[int, int]:
@@ -278,10 +281,14 @@ def test_the_threshold_comes_before_the_cap() -> None:
     assert decision.split.val.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("classes", "accepted"), [(2, True), (4, True), (5, False)])
-def test_by_default_at_least_as_many_as_classes_must_validate(classes: int, accepted: bool) -> None:
+@pytest.mark.parametrize(
+    ("classes", "candidates", "accepted"), [(2, 4, True), (4, 4, True), (4, 3, False), (5, 4, True), (5, 3, False)]
+)
+def test_by_default_as_many_as_classes_must_validate_or_as_many_as_may(
+    classes: int, candidates: int, accepted: bool
+) -> None:
     a = torch.full((40,), 0.9)
-    a[20:24] = 0.1  # four candidates, and four may validate
+    a[20 : 20 + candidates] = 0.1  # and four may validate
     decision = generate_split(a, torch.arange(40) % classes, 0.1)
     assert decision.rejected is not accepted
 
@@ -399,8 +406,10 @@ def test_random_holdout_draws_from_the_runs_stream() -> None:
 def test_margin_holdouts_ask_for_the_margins_their_fields_name(rule: type[Easiest | Hardest]) -> None:
     run = run_of(halves(40), torch.linspace(-1, 1, 40))
     rule()(run, 0.1)
-    rule(margins="scout", folds=3, epochs=1.0)(run, 0.1)
+    assert run.logged == {}
+    part = rule(margins="scout", folds=3, epochs=1.0)(run, 0.1).val
     assert run.asked == [("crossfit", 5, 0.5), ("scout", 3, 1.0)]
+    assert run.logged == {"validation_unseen_by_scout": sum(int(i) in {0, 1, 39} for i in part) / 4}
 
 
 def test_hardest_and_easiest_take_the_ends_of_the_margins() -> None:

@@ -58,6 +58,11 @@ class Bank:
         old: Bool[Tensor, " N"] = self.seen < max(since, 0)
         return old.nonzero().flatten()
 
+    @property
+    def known(self) -> Int[Tensor, " k"]:
+        """Indices of the examples that were seen at all."""
+        return (self.seen >= 0).nonzero().flatten()
+
     def state_dict(self) -> dict[str, object]:
         """Everything in it."""
         return {"seen": self.seen, "losses": self.losses, "features": self._features, "logits": self._logits}

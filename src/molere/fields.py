@@ -23,9 +23,11 @@ def check_fields(instance: object) -> None:
     for name, limits in field_limits(cls).items():
         value: object = getattr(instance, name)
         sentence = limits.mistake(f"{cls.__name__}: {name}", value)
-        if classes := classes_in(hints(cls)[name]):
+        if classes := classes_in(hints(cls)[name]) or protocols_in(hints(cls)[name]):
             inside = isinstance(value, tuple(classes)) or (value is None and "null" in limits.types)
-            known = " or ".join(f"{c.__name__}(...)" for c in classes)
+            known = " or ".join(
+                f"{c.__name__}(...)" if dataclasses.is_dataclass(c) else f"a {c.__name__}" for c in classes
+            )
             sentence = None if inside else f"{cls.__name__}: {name} must be {known}; got {shown(value)}."
         if sentence:
             mistakes.append(sentence)
@@ -89,6 +91,11 @@ def classes_in(annotation: Any) -> list[type]:
     """The dataclasses an annotation names, itself or as members of a union."""
     parts = typing.get_args(annotation) if typing.get_origin(annotation) is not None else (annotation,)
     return [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]
+
+
+def protocols_in(annotation: Any) -> list[type]:
+    """The runtime-checkable protocol that an annotation is."""
+    return [annotation] if getattr(annotation, "_is_runtime_protocol", False) else []
 
 
 def kinds_in(annotation: Any, kinds: Kinds) -> dict[str, Callable[[], type]]:

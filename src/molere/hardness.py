@@ -5,6 +5,8 @@ feature space makes an example hard only if its region is, and ranking that with
 classes that are hard as a whole. Nothing here trains anything.
 """
 
+import logging
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +16,11 @@ from molere.split import lowest, part_size
 
 _BLOCK = 2**24
 """Distances held at a time (64 MiB of float32)."""
+
+_MANY = 100_000
+"""Examples from which the search for neighbours is worth a warning."""
+
+logger = logging.getLogger(__name__)
 
 
 def rank01(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -39,6 +46,8 @@ def neighbour_mean(
     they share it, so the result does not depend on their order. With fewer than k others, all of them count.
     """
     n = len(features)
+    if n > _MANY:
+        logger.warning("exact neighbours of %d examples: %.1e distances, minutes to hours on a CPU", n, float(n) ** 2)
     if n < 2:
         raise DataError(f"neighbours of {n} example: use at least 2 examples.")
     if bad := int((~features.isfinite()).any(dim=1).sum()):

@@ -115,17 +115,17 @@ class Learner:
 
     @contextmanager
     def at(
-        self, theta: Params | None = None, *, stream: int | None = None, training: bool | None = None
+        self, theta: Params | None = None, *, stream: int | None = None, evaluating: type[nn.Module] | None = None
     ) -> Generator[None]:
         """The module with parameters theta (none: its own) and copies of its buffers, inside the block.
 
         Args:
             theta: tensors by name; they may require a gradient or be dual numbers of forward-mode differentiation.
             stream: key of the random stream (dropout masks); none: the global one as it stands.
-            training: mode of all submodules; none: as they are.
+            evaluating: submodules of this class are in evaluation mode (`nn.Module`: all); none: all as they are.
         """
         modules = list(self.model.modules())
-        modes = [] if training is None else [(m, m.training) for m in modules]
+        modes = [] if evaluating is None else [(m, m.training) for m in modules if isinstance(m, evaluating)]
         buffers = [(m._buffers, k, b) for m in modules for k, b in m._buffers.items()]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         slots = [(table, slot, name) for name in theta or {} for table, slot in self._slots[name]]
         copies = {id(b): b.clone() for _, _, b in buffers if b is not None}  # a shared buffer stays shared
@@ -135,7 +135,7 @@ class Learner:
             for table, slot, name in slots:
                 table[slot] = (theta or {})[name]
             for module, _ in modes:
-                module.training = bool(training)
+                module.training = False
             with rng.seeded(stream):
                 yield
         finally:

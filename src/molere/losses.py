@@ -25,11 +25,6 @@ def cross_entropy(logits: Float[Tensor, "n c"], y: Int[Tensor, " n"]) -> Float[T
     return F.cross_entropy(_wide(logits), y, reduction="none")
 
 
-def weighted_mean(losses: Float[Tensor, " n"], weights: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """(1/n) sum_i w_i l_i. Divides by n, not by the weights' sum: their scale is the caller's."""
-    return (weights * losses).mean()
-
-
 def split_loss(train_probability: Float[Tensor, " n"], correct: Bool[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Cross-entropy of a_i with "the classifier is right on i" (eq. 5): right trains, wrong validates."""
     a = _wide(train_probability)

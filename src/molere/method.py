@@ -1,6 +1,7 @@
 """Method, the seam on which every method is written; Run, what a method is lent."""
 
 import abc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -16,11 +17,12 @@ from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, StorageError
 from molere.learner import Learner
 from molere.losses import cross_entropy
-from molere.metagrad import ESTIMATORS, gradients, probe
+from molere.metagrad import gradients
 from molere.models import feature_width
 from molere.notes import Notes
 from molere.optim import Params, make_optimizer
 from molere.passes import Passes
+from molere.probe import Chooser
 from molere.recipe import Recipe
 from molere.split import Split, probabilistic_margin, random_part
 from molere.steps import Cost, Look, Seen, Taken, chunks, mean
@@ -80,6 +82,7 @@ class Run:
         budget, per_epoch: classifier updates in all and for each epoch.
         cost: passes counted so far.
         notes: what is written down about each example and this epoch.
+        chooser: of the estimator of meta-gradients.
         waited: seconds this process spent on scouts.
     """
 
@@ -101,8 +104,7 @@ class Run:
         self.budget, self.per_epoch, self.batch_size = budget, per_epoch, batch_size
         self.epoch, self.updates, self.cost = 0, 0, Cost()
         self.learners: dict[str, Learner] = {"classifier": classifier}
-        self.estimator: str | None = None if recipe.estimator == "auto" else recipe.estimator
-        self.notes = Notes(len(pool), device)
+        self.notes, self.chooser = Notes(len(pool), device), Chooser(recipe.estimator)
         self.waited = 0.0
         self._scouts, self._passes = scouts, Passes(classifier, head, recipe, device)
         self._bank: Bank | None = None
@@ -121,7 +123,20 @@ class Run:
 
     def passed(self, share: float) -> bool:
         """Whether this share of the budget has been spent, in whole epochs."""
-        return self.epoch >= round(share * (self.budget // self.per_epoch))
+        return self.epoch >= self.epochs_of(share)
+
+    def epochs_of(self, share: float) -> int:
+        """This share of the budget in whole epochs, a half counted as one; ConfigError if it is all of them."""
+        epochs = self.budget // self.per_epoch
+        whole = math.floor(share * epochs + 0.5)
+        if whole >= epochs:
+            raise ConfigError(f"warmup={share} leaves none of {epochs} epochs; use a smaller one, or more train.epochs")
+        return whole
+
+    def ends(self, stretch: int) -> bool:
+        """Whether this update is the last of one of those stretches, and not of an epoch, which ends anyway."""
+        after = self.updates + 1
+        return after % stretch == 0 and after % self.per_epoch != 0
 
     # ---- batches
 
@@ -203,11 +218,12 @@ class Run:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
         losses, seen = self._passes.losses_of(look.seen), look.seen
         base = seen.losses.detach() if self._passes.repeatable else None
-        if self.estimator is None:
-            choice = probe(losses, look.theta, look.direction, base)
-            self.estimator = choice.estimator.name
-        estimator = ESTIMATORS[self.estimator]
-        self.cost.virtual_forward += len(seen) * (estimator.passes + (base is None and self.estimator == "one-sided"))
+        spent = self.updates / self.budget
+        estimator, choice = self.chooser.choose(losses, look.theta, look.direction, base, spent=spent)
+        if choice is not None:
+            self.cost.virtual_forward += len(seen) * choice.passes
+            self.log(probe_cosine=choice.cosine)
+        self.cost.virtual_forward += len(seen) * (estimator.passes + (base is None and estimator.name == "one-sided"))
         return estimator(losses, look.theta, look.direction, base=base) / len(seen)
 
     def _validate(
@@ -222,7 +238,8 @@ class Run:
         if objective is not None:
             grads = gradients(objective(losses), leaves)
             self.cost.virtual_backward += len(batch)
-        self._bank_rows(batch, logits, losses, features)
+        if theta is None:
+            self._bank_rows(batch, logits, losses, features)
         return (batch, logits.detach(), losses.detach(), features), grads
 
     def _bank_rows(self, batch: Batch, logits: Tensor, losses: Tensor, features: Tensor) -> None:
@@ -246,6 +263,10 @@ class Run:
     def keep_bank(self) -> None:
         """Have every pass written down from now on; say so in `init`."""
         _ = self.bank
+
+    def drop_bank(self) -> None:
+        """Write no more down, and forget what was."""
+        self._bank = None
 
     def refresh_bank(self, since: int) -> None:
         """An exact pass over the examples that the bank has not seen since an update number."""
@@ -308,13 +329,17 @@ class Run:
         return rest.nonzero().flatten()
 
     def margins(self, source: str, *, folds: int = 5, epochs: float = 0.5) -> Float[Tensor, " N"]:
-        """Margins (eq. 7) of the pool, from a `crossfit` or, as published, a `scout`: ERM on a random nine tenths."""
+        """Margins (eq. 7) of the pool, from a `crossfit` or, as published, a `scout`: ERM without `scout_part`."""
         if source == "crossfit":
             logits = self.crossfit(folds, epochs)
         else:
-            held = random_part(self.pool.y.cpu(), 0.1, rng.generator(self.seed, "scout-part"))
-            (logits,) = self.scout(Scouting(self._without(held.to(self.device))))
+            (logits,) = self.scout(Scouting(self._without(self.scout_part.to(self.device))))
         return probabilistic_margin(logits.softmax(1), self.pool.y)
+
+    @property
+    def scout_part(self) -> Int[Tensor, " k"]:
+        """The random tenth that a `scout` of margins does not train on."""
+        return random_part(self.pool.y.cpu(), 0.1, rng.generator(self.seed, "scout-part"))
 
     def note(self, **columns: Float[Tensor, " N"]) -> None:
         """Per-example values that belong into samples.parquet."""
@@ -338,7 +363,7 @@ class Run:
             "batches": self._batches.state_dict(),
             "learners": {k: v.state_dict() for k, v in self.learners.items()},
             "notes": self.notes.state_dict(),
-            "estimator": self.estimator,
+            "chooser": self.chooser.state_dict(),
             "bank": None if self._bank is None else self._bank.state_dict(),
             "cost": self.cost.as_dict(),
         }
@@ -352,8 +377,10 @@ class Run:
         for name, saved in state["learners"].items():
             self.learners[name].load_state_dict(saved)
         self.notes.load_state_dict(state["notes"])
-        self.estimator = state["estimator"]
-        if state["bank"] is not None:
+        self.chooser.load_state_dict(state["chooser"])
+        if state["bank"] is None:
+            self.drop_bank()
+        else:
             self.bank.load_state_dict(state["bank"])
         spent = self.cost.scout_seconds
         self.cost = Cost(**{**state["cost"], "updates": int(state["cost"]["updates"])})

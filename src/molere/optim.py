@@ -47,27 +47,36 @@ def _classes(module: ModuleType, base: type[T]) -> dict[str, type[T]]:
 
 
 def make_optimizer(
-    choice: str | Factory, parameters: Iterable[Tensor], *, lr: float, **settings: object
+    choice: str | Factory,
+    parameters: Iterable[Tensor],
+    *,
+    lr: float,
+    arguments: Mapping[str, object] | None = None,
+    **settings: object,
 ) -> torch.optim.Optimizer:
-    """An optimiser by name or factory; settings that its constructor does not know are left out if they are off."""
+    """An optimiser by name, from settings (those its constructor does not know are left out if off) and arguments.
+
+    A factory is called with the parameters, lr and the arguments alone: the settings are its own business.
+    """
     leaves = list(parameters)
     if not isinstance(choice, str):
-        return cast(torch.optim.Optimizer, choice(leaves, lr=lr))
+        return cast(torch.optim.Optimizer, choice(leaves, lr=lr, **(arguments or {})))
+    settings |= arguments or {}
     if not leaves:
         raise ConfigError("nothing to train: no parameter of the module has requires_grad=True; unfreeze its head")
     make = optimizer_class(choice)
     accepted = inspect.signature(make).parameters
-    arguments = {k: v for k, v in settings.items() if k in accepted}
+    known = {k: v for k, v in settings.items() if k in accepted}
     strange = [k for k, v in settings.items() if k not in accepted and v and k != "momentum"]
     if strange:
         raise ConfigError(f"optimizer {choice!r} has no {strange[0]!r}; leave it out or set it to 0")
-    if make in _CLOSED and not {"foreach", "differentiable", "dampening"} & {k for k, v in arguments.items() if v}:
-        arguments.setdefault("fused", all(p.dtype == torch.float32 for p in leaves))
+    if make in _CLOSED and not {"foreach", "differentiable", "dampening"} & {k for k, v in known.items() if v}:
+        known.setdefault("fused", all(p.dtype == torch.float32 for p in leaves))
     try:
-        optimizer = cast(Callable[..., torch.optim.Optimizer], make)(leaves, lr=lr, **arguments)
+        optimizer = cast(Callable[..., torch.optim.Optimizer], make)(leaves, lr=lr, **known)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer {choice!r}: {' '.join(str(error).split())}") from error
-    if make is torch.optim.SGD and arguments.get("fused") and arguments.get("momentum"):
+    if make is torch.optim.SGD and known.get("fused") and known.get("momentum"):
         for p in leaves:  # the same first step; without it the fused kernel fails on gradients that begin later
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer

@@ -26,7 +26,8 @@ class Recipe:
     val_batch_size: Annotated[int, Ge(1)] | None = None
     """Validation examples in a meta step's batch (m); none: the same as batch_size."""
     optimizer: str | Factory = "sgd"
-    """Name of a class of torch.optim (any case), or a callable (parameters, lr=...) -> optimiser."""
+    """Name of a class of torch.optim (any case), or a callable (parameters, lr=..., **optimizer_args) that returns an
+    optimiser and sets momentum and weight decay itself."""
     lr: Annotated[float, Gt(0)] = 0.1
     """Initial learning rate of the classifier."""
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
@@ -56,7 +57,7 @@ class Recipe:
     augment: bool = True
     """Random crops and flips, where the data set has them."""
     meta_bn: Literal["batch", "eval"] = "batch"
-    """BatchNorm in virtual passes: statistics of the batch, or the running ones."""
+    """BatchNorm in virtual passes: statistics of the batch, or the running ones (dropout is as in training)."""
     estimator: Literal["auto", "one-sided", "central", "exact"] = "auto"
     """How inner products with per-example gradients are taken; auto: chosen by a probe of the module."""
     grad_clip: Annotated[float, Gt(0)] | None = None

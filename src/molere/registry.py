@@ -25,13 +25,14 @@ _PAPER_MARGINS: dict[str, object] = {"margins": "scout"}
 _LRWOPT_PAPER: dict[str, object] = {
     **_LRW_PAPER,
     "splitter_optimizer": "sgd",
+    "lr_splitter": 1e-3,
     "exact_pass": True,
     "learn_in_warmup": False,
 }
 
 
 def _lrw(holdout: str, summary: str) -> Entry:
-    paper = _LRW_PAPER if holdout == "random" else {**_LRW_PAPER, "holdout": _PAPER_MARGINS}
+    paper = {**_LRW_PAPER, "holdout": {"stratified": False} if holdout == "random" else _PAPER_MARGINS}
     return Entry("molere.methods.lrw", "LRW", summary, {"holdout": {"kind": holdout}}, paper)
 
 

@@ -14,6 +14,7 @@ from html import escape
 from typing import Any, cast
 
 from molere import wording
+from molere.statistics import Mean
 from molere.table import SELECTIONS, Cell, Cost, Result, Selection, Table
 from molere.wording import (
     TITLES,
@@ -65,7 +66,7 @@ def markdown(table: Table, about: About) -> str:
         parts.append(f"## {title.removeprefix('at ').capitalize()}")
         parts += [_metric_table(table, metric, selection) for metric in table.headline]
     parts += ["## Cost", _cost_notes(table, about), _cost_table(table)]
-    parts += _other_metrics(table)
+    parts += [*_other_metrics(table), *_logged(table)]
     parts += ["## Missing runs", _bullets(wording.missing(table))] if table.missing else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -117,6 +118,21 @@ def _other_metrics(table: Table) -> list[str]:
     heads = ["method", *(_cell_text(m) + (", %" if columns[m][0].metric.unit else "") for m in others)]
     rows = [[label, *(value(columns[m][i]) for m in others)] for i, label in enumerate(table.labels)]
     return ["## Other metrics, at the last update", _grid(heads, rows)]
+
+
+def _logged(table: Table) -> list[str]:
+    names = list(dict.fromkeys(name for logged in table.logged.values() for name in logged))
+    if not names:
+        return []
+    rows = [[label, *(_short(table.logged[label].get(name)) for name in names)] for label in table.labels]
+    return ["## Logged along the way, means over epochs", _grid(["method", *names], rows)]
+
+
+def _short(mean: Mean | None) -> str:
+    """Four digits, as these are counts, shares and cosines alike."""
+    if mean is None or math.isnan(mean.mean):
+        return ""
+    return f"{mean.mean:.4g}" + ("" if math.isnan(mean.half_width) else f" ± {mean.half_width:.2g}")
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -223,6 +239,7 @@ def as_json(table: Table, about: About, results: Iterable[Result] = ()) -> str:
         "seeds": table.seeds,
         "headline": table.headline,
         "updates": table.updates,
+        "logged": {label: {k: asdict(m) for k, m in logged.items()} for label, logged in table.logged.items()},
         "verdict": {selection: verdict(table, selection) for selection in SELECTIONS},
         "rows": records(table),
         "missing": [asdict(m) for m in table.missing],

@@ -1,17 +1,17 @@
 """What a comparison is asked for: read, checked before anything trains, said again as settings. No torch."""
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast  # Any: what users hand over, and plain settings
+from typing import Any, Literal  # Any: what users hand over, and plain settings
 
 from molere import registry, settings
 from molere.errors import ConfigError
 from molere.fields import refuse
+from molere.identity import plain
 from molere.jobs import is_mapping, load_arguments
 from molere.names import one_line, unknown
 from molere.settings import MethodSpec
@@ -38,10 +38,10 @@ class Request:
         """What decides the results, as plain values; `molere -c` reads it if all was names and settings."""
         return {
             "data": _plain_data(self.data),
-            "model": self.model if isinstance(self.model, str | None) else _thing(self.model),
+            "model": plain(self.model),
             "methods": list(self.methods),
             "seeds": list(self.seeds),
-            "train": plain(self.recipe or {}),
+            "train": plain(vars(self.recipe) if dataclasses.is_dataclass(self.recipe) else self.recipe or {}),
         }
 
 
@@ -134,24 +134,6 @@ def _plain_data(data: Any) -> dict[str, Any]:
     if isinstance(data, str) or is_mapping(data):
         return {key: str(v) if isinstance(v, Path) else v for key, v in load_arguments(data).items()}
     return {"name": data.name, "scenario": data.scenario, "content": data.train.fingerprint()}
-
-
-def plain(value: Any) -> Any:
-    """Settings as plain values; what is neither a number nor text nor made of them appears by its name."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if is_mapping(value):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in cast(Sequence[Any], value)]
-    return value if isinstance(value, str | int | float | bool | None) else _thing(value)
-
-
-def _thing(value: Any) -> str:
-    """A function by its name; a module by its class and a digest of its structure."""
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return f"{type(value).__name__}-{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}"
 
 
 def side_by_side(jobs: int | Literal["auto"], asked: Request) -> int:

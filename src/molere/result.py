@@ -27,6 +27,8 @@ class Result:
     history: list[dict[str, float]]
     samples: Mapping[str, object]
     cost: Cost
+    logged: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What was logged along the way (size and noise of the validation part, churn, ...), means over the epochs."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
@@ -42,5 +44,6 @@ class Result:
             "last": dict(self.last),
             "best": dict(self.best),
             "cost": self.cost.as_dict(),
+            "logged": dict(self.logged),
             "settings": dict(self.settings),
         }

@@ -22,7 +22,7 @@ from molere.recipe import Recipe
 from molere.result import Result
 from molere.scouts import ScoutTrainer
 from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples
-from molere.training import Job, Observer, Training
+from molere.training import Observer, Setup, Training
 
 Model = str | nn.Module | Callable[[], nn.Module]
 
@@ -61,14 +61,14 @@ def fit(
         ConfigError, DataError, StorageError, NumericsError, ResourceError: one line each, before the first update
         wherever possible.
     """
-    job = _job(method, data, model, recipe, seed, label)
+    setup = _setup(method, data, model, recipe, seed, label)
     folder = None if out is None else RunFolder(out).claim()
     try:
-        with rng.seeded(None), PeakMemory(job.device) as peak:
+        with rng.seeded(None), PeakMemory(setup.device) as peak:
             if folder is not None:
-                _prepare(folder, job, resume)
+                _prepare(folder, setup, resume)
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
-            training = Training(job, ScoutTrainer(job, scouts), folder, observers)
+            training = Training(setup, ScoutTrainer(setup, scouts), folder, observers)
             if folder is not None and resume == "auto":
                 training.load()
             if folder is not None:
@@ -89,14 +89,14 @@ def fit(
             folder.release()
 
 
-def _job(
+def _setup(
     method: str | Method[Any],
     data: str | Mapping[str, Any] | Data,
     model: Model | None,
     recipe: Recipe | Mapping[str, Any] | None,
     seed: int,
     label: str | None,
-) -> Job:
+) -> Setup:
     chosen = settings.make_method(method) if isinstance(method, str) else method
     label = label or (method if isinstance(method, str) else type(method).__name__.lower())
     if not isinstance(data, Data):
@@ -109,10 +109,16 @@ def _job(
         raise DataError(
             f"batch_size {recipe.batch_size} is larger than the pool of {len(data.train)}; use a smaller one"
         )
-    data = dataclasses.replace(data, train=data.train.to(device))
+    data = _on(device, data)
     name = model if isinstance(model, str) else (data.default_model if model is None else _name(model))
     made = _builder(model or data.default_model, data, recipe, seed)
-    return Job(_overridden(chosen, recipe), data, made, name, recipe, seed, label, device)
+    return Setup(_overridden(chosen, recipe), data, made, name, recipe, seed, label, device)
+
+
+def _on(device: torch.device, data: Data) -> Data:
+    tests = {name: pool.to(device) for name, pool in data.tests.items()}
+    select = None if data.select is None else data.select.to(device)
+    return dataclasses.replace(data, train=data.train.to(device), select=select, tests=tests)
 
 
 def _name(model: nn.Module | Callable[[], nn.Module]) -> str:
@@ -152,9 +158,9 @@ def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[]
     return copied
 
 
-def _prepare(folder: RunFolder, job: Job, resume: str) -> None:
+def _prepare(folder: RunFolder, setup: Setup, resume: str) -> None:
     """Write what is to be run; refuse to continue something else."""
-    config = json.loads(json.dumps(job.config()))
+    config = json.loads(json.dumps(setup.config()))
     if resume == "never":
         folder.start_over()
     elif (folder.path / "run.json").exists():
@@ -165,7 +171,7 @@ def _prepare(folder: RunFolder, job: Job, resume: str) -> None:
                 "or start over with --resume never"
             )
     folder.write_json("run.json", config)
-    folder.write_json("env.json", environment(job.device))
+    folder.write_json("env.json", environment(setup.device))
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # Any: JSON

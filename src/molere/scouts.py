@@ -12,28 +12,29 @@ import torch
 from torch import Tensor
 
 from molere.data.view import PoolView
+from molere.identity import plain
 from molere.method import Method, Run, Scouting
 from molere.methods.erm import ERM
 from molere.storage import ContentCache
-from molere.training import Job, Training, plain, predict
+from molere.training import Setup, Training, predict
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raised when a scout of the same content would come out otherwise."""
 
 
 class ScoutTrainer:
-    """Trains scouts of one job; the key of a scout is all that decides its logits, so runs and processes share them."""
+    """Trains the scouts of one training; a key says all that decides their logits, so runs and processes share them."""
 
-    def __init__(self, job: Job, cache: ContentCache) -> None:
-        self._job, self._cache = job, cache
+    def __init__(self, setup: Setup, cache: ContentCache) -> None:
+        self._setup, self._cache = setup, cache
         self._initial = ""
 
     def __call__(self, run: Run, wanted: Sequence[Scouting]) -> list[Tensor]:
         """Logits of the whole pool [N, c] under each model; the run is charged what they cost."""
         started = time.perf_counter()
-        jobs = [self._on(w.on, w.epochs, w.method) for w in wanted]
-        keys = [self._key(job) for job in jobs]
-        compute = {key: partial(self._train, job) for key, job in zip(keys, jobs, strict=True)}
+        setups = [self._on(w.on, w.epochs, w.method) for w in wanted]
+        keys = [self._key(setup) for setup in setups]
+        compute = {key: partial(self._train, setup) for key, setup in zip(keys, setups, strict=True)}
         found = self._cache.get_or_put_all(compute)
         for key in compute:
             paid = [float(c) for c in found[key]["cost"]]
@@ -43,27 +44,27 @@ class ScoutTrainer:
         run.waited += time.perf_counter() - started
         return [found[key]["logits"].to(run.device) for key in keys]
 
-    def _on(self, on: Tensor, epochs: float, method: Method[Any] | None) -> Job:
-        view = PoolView(self._job.data.train, on)
+    def _on(self, on: Tensor, epochs: float, method: Method[Any] | None) -> Setup:
+        view = PoolView(self._setup.data.train, on)
         recipe = dataclasses.replace(
-            self._job.recipe,
-            epochs=max(1, round(epochs * self._job.recipe.epochs)),
-            batch_size=min(self._job.recipe.batch_size, len(on)),
+            self._setup.recipe,
+            epochs=max(1, round(epochs * self._setup.recipe.epochs)),
+            batch_size=min(self._setup.recipe.batch_size, len(on)),
         )
-        data = dataclasses.replace(self._job.data, train=view, select=None, tests={"pool": self._job.data.train})
-        return dataclasses.replace(self._job, method=method or ERM(), data=data, recipe=recipe, label="scout")
+        data = dataclasses.replace(self._setup.data, train=view, select=None, tests={"pool": self._setup.data.train})
+        return dataclasses.replace(self._setup, method=method or ERM(), data=data, recipe=recipe, label="scout")
 
-    def _key(self, job: Job) -> str:
+    def _key(self, setup: Setup) -> str:
         if not self._initial:
-            self._initial = _content(job)
-        said = {**job.config(), "method": plain(job.method), "initial": self._initial, "format": FORMAT}
+            self._initial = _content(setup)
+        said = {**setup.config(), "method": plain(setup.method), "initial": self._initial, "format": FORMAT}
         return json.dumps(said, sort_keys=True, default=str)
 
-    def _train(self, job: Job) -> dict[str, Tensor]:
+    def _train(self, setup: Setup) -> dict[str, Tensor]:
         started = time.perf_counter()
-        training = Training(job, ScoutTrainer(job, self._cache), None, ())
+        training = Training(setup, ScoutTrainer(setup, self._cache), None, ())
         training.loop()
-        logits = predict(training.run.classifier, self._job.data.train)
+        logits = predict(training.run.classifier, self._setup.data.train)
         training.run.close()
         cost = training.run.cost
         forward = cost.forward + cost.virtual_forward + cost.scout_forward + len(logits)
@@ -72,9 +73,9 @@ class ScoutTrainer:
         return {"logits": logits.cpu(), "cost": paid}
 
 
-def _content(job: Job) -> str:
+def _content(setup: Setup) -> str:
     """Hash of the model as it starts: its structure and every tensor in it."""
-    model = job.build()
+    model = setup.build()
     digest = hashlib.sha256(repr(model).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -19,7 +19,6 @@ from molere.errors import ConfigError
 from molere.fields import Kinds, build, refuse, unknown_key
 from molere.limits import Limits, shown
 from molere.names import one_line, pick, unknown
-from molere.recipe import Recipe
 
 if TYPE_CHECKING:
     from molere.method import Method
@@ -151,11 +150,6 @@ def make_method(
     spec = MethodSpec.parse(spec) if isinstance(spec, str) else spec
     settings = resolved(spec, overrides or {}, preset)
     return cast("Method[Any]", build(load(registry.METHODS[spec.name]), settings, spec.name, kinds()))
-
-
-def build_recipe(stated: Mapping[str, object]) -> Recipe:
-    """A Recipe from plain settings; ConfigError, a line for each mistake, for unknown keys and bad values."""
-    return build(Recipe, stated, "train")
 
 
 def load(entry: registry.Entry) -> type:

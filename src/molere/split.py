@@ -128,10 +128,11 @@ def generate_split(
     """Learned split: examples with P(train | x, y) < threshold validate, the lowest floor(delta * n) at most.
 
     Of a class that would vanish from training, the example of highest probability is put back. When fewer
-    than `min_val` (default: the number of classes, at least two) are left, the previous split stays.
+    than `min_val` (default: the number of classes, at least two), or than the whole part where that is smaller, are
+    left, the previous split stays.
     """
     k = part_size(len(y), delta)
-    least = max(2, _distinct(y)) if min_val is None else max(1, min_val)
+    least = min(k, max(2, _distinct(y)) if min_val is None else min_val)
     candidates = int((train_probability < threshold).sum())
     chosen = lowest(train_probability, min(candidates, k))
     val = _take(chosen, y, k, stratified=False)
@@ -175,6 +176,12 @@ class Random:
         return Split.of(self.part(run, delta), len(run.pool))
 
 
+def _note_unseen(run: "Run", rule: "Easiest | Hardest", part: Tensor) -> None:
+    """Log which share of a part the scout had not trained on, a tenth by chance: its margins there are not inflated."""
+    if rule.margins == "scout":
+        run.log(validation_unseen_by_scout=float(torch.isin(part, run.scout_part).float().mean()))
+
+
 @dataclass(frozen=True)
 class Easiest:
     """The examples of largest margin under a first model (the train-twice heuristic, Easy)."""
@@ -191,7 +198,9 @@ class Easiest:
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
         """Positions that validate, easiest first."""
         margins = run.margins(self.margins, folds=self.folds, epochs=self.epochs)
-        return _choose(lowest(-margins, len(margins)), run.pool.y, delta, self.stratified)
+        part = _choose(lowest(-margins, len(margins)), run.pool.y, delta, self.stratified)
+        _note_unseen(run, self, part)
+        return part
 
     def __call__(self, run: "Run", delta: float) -> Split:
         return Split.of(self.part(run, delta), len(run.pool))
@@ -213,7 +222,7 @@ class Hardest:
     stratified: bool = False
     """Take each class's share of the part from its own ranking."""
     negative_only: bool = False
-    """Only misclassified examples validate, so there may be fewer than delta of the pool."""
+    """Only misclassified examples validate, perhaps fewer than delta of the pool (variant 3 of appendix F)."""
     trim: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of the pool, of lowest margin, that never validates."""
 
@@ -223,7 +232,9 @@ class Hardest:
         order = lowest(margins, len(margins))[math.floor(self.trim * len(margins) + TOLERANCE) :]
         if self.negative_only:
             order = order[margins.cpu()[order] < 0]
-        return _choose(order, run.pool.y, delta, self.stratified)
+        part = _choose(order, run.pool.y, delta, self.stratified)
+        _note_unseen(run, self, part)
+        return part
 
     def __call__(self, run: "Run", delta: float) -> Split:
         return Split.of(self.part(run, delta), len(run.pool))

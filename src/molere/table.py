@@ -123,6 +123,8 @@ class Table:
     missing: tuple[Missing, ...]
     updates: Mapping[str, tuple[int, ...]]
     """Classifier updates of each method, one number unless its runs differ."""
+    logged: Mapping[str, Mapping[str, Mean]]
+    """What each method's runs logged along the way, by name: means over epochs, then over seeds."""
 
     def column(self, metric: str, selection: Selection) -> list[Cell]:
         """The cells of one metric, in the order of the methods."""
@@ -172,6 +174,7 @@ def tabulate(
         costs=tuple(_cost(runs, label, baseline) for label in labels),
         missing=_missing(runs, labels, seeds, failures or {}),
         updates={label: _updates(runs, label) for label in labels},
+        logged={label: _logged(runs, label) for label in labels},
     )
 
 
@@ -282,3 +285,14 @@ def _missing(
 
 def _updates(runs: Runs, label: str) -> tuple[int, ...]:
     return tuple(sorted({int(r["updates"]) for (name, _), r in runs.items() if name == label}))
+
+
+def _logged(runs: Runs, label: str) -> dict[str, Mean]:
+    """By name, over the seeds that logged it."""
+    names = dict.fromkeys(name for (of, _), r in runs.items() if of == label for name in _log_of(r))
+    values = {name: _values(runs, label, lambda r, name=name: _log_of(r).get(name)) for name in names}
+    return {name: statistics.mean_interval(list(v.values())) for name, v in values.items()}
+
+
+def _log_of(result: Result) -> Mapping[str, float]:
+    return result.get("logged") or {}  # results of earlier versions have none

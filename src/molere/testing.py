@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from molere import rng, settings
 from molere.data.pool import Data, TensorPool
+from molere.identity import plain
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.run import Model, fit
 from molere.storage import ContentCache
-from molere.training import plain
 from molere.watch import AnyMethod, Interruption, Stopped, Watched, demand, same
 
 FILES = {"model.safetensors": "parameters", "metrics.csv": "metrics", "samples.parquet": "samples"}

@@ -1,28 +1,27 @@
 """Training: one run in progress; the loop, evaluation, saving and resuming, the same for every method."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from molere import rng
-from molere.data.pool import Data, Pool, content_hash
+from molere.data.pool import Data, Pool
 from molere.errors import NumericsError
 from molere.evaluate import metrics
+from molere.examples import of_each, of_split
+from molere.identity import plain
 from molere.learner import Learner
-from molere.losses import cross_entropy
 from molere.method import EVAL_BATCH, Method, Run, Scouts
 from molere.models import head_of
 from molere.optim import Schedule, make_optimizer
 from molere.recipe import Recipe
 from molere.result import Result
-from molere.split import probabilistic_margin
 from molere.steps import chunks
 from molere.storage import PeakMemory, RunFolder
 
@@ -33,7 +32,7 @@ Observer = Callable[[Mapping[str, object]], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class Setup:
     """One training, fully said."""
 
     method: Method[Any]  # Any: of whatever state
@@ -49,58 +48,35 @@ class Job:
         """What decides the result, in plain values."""
         return {
             "method": self.label,
-            "settings": {"name": type(self.method).__name__, **plain(self.method)},
+            "settings": plain(self.method if dataclasses.is_dataclass(self.method) else type(self.method)),
             "data": {"name": self.data.name, "scenario": self.data.scenario, "content": self.data.train.fingerprint()},
             "model": self.model,
-            "train": plain(self.recipe),
+            "train": plain(vars(self.recipe)),
             "seed": self.seed,
         }
-
-
-def plain(settings: object) -> dict[str, Any]:  # Any: settings are of any plain type
-    """A frozen dataclass of settings as plain values; a tensor appears by its content, other objects by their names."""
-    fields = dataclasses.fields(cast(Any, settings)) if dataclasses.is_dataclass(settings) else ()
-    return {f.name: _plain(getattr(settings, f.name)) for f in fields}
-
-
-def _plain(value: object) -> Any:  # Any: as above
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"kind": type(value).__name__, **plain(value)}
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in cast(Mapping[object, object], value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in cast(Sequence[object], value)]
-    if isinstance(value, Tensor | np.ndarray):
-        return content_hash([torch.as_tensor(cast(Tensor, value))], "")
-    if isinstance(value, partial):
-        call = cast("partial[object]", value)
-        return {"call": _plain(call.func), "with": _plain([*call.args, call.keywords])}
-    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 class Training:
     """One run in progress: what `fit` saves, resumes and reports."""
 
-    def __init__(self, job: Job, scouts: Scouts, folder: RunFolder | None, observers: Sequence[Observer]) -> None:
-        self.job, self.folder, self.observers = job, folder, observers
-        self.run = _open(job, scouts)
+    def __init__(self, setup: Setup, scouts: Scouts, folder: RunFolder | None, observers: Sequence[Observer]) -> None:
+        self.setup, self.folder, self.observers = setup, folder, observers
+        self.run = _open(setup, scouts)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "nll": float("inf"), "state": None}
         self.stopped = "budget spent"
         self.started = self.saved = time.perf_counter()
         self.seconds = 0.0
         self._reseed("init")
-        self.state = job.method.init(self.run)
+        self.state = setup.method.init(self.run)
 
     def _reseed(self, what: str) -> None:
         """What a method draws from torch's global generator (new networks do) is the same however it came here."""
-        rng.reseed(rng.key(self.job.seed, f"method {what}", self.run.updates))
+        rng.reseed(rng.key(self.setup.seed, f"method {what}", self.run.updates))
 
     def loop(self) -> None:
         """Split once an epoch, step, count, evaluate, save."""
-        run, method = self.run, self.job.method
+        run, method = self.run, self.setup.method
         while run.updates < run.budget:
             if run.updates % run.per_epoch == 0:
                 self._reseed("split")
@@ -128,19 +104,19 @@ class Training:
 
     def report(self) -> None:
         """The end of an epoch: a row of metrics, the best update so far, a word to observers."""
-        run, recipe = self.run, self.job.recipe
+        run, recipe = self.run, self.setup.recipe
         row = {
             "epoch": float(run.epoch),
             "updates": float(run.updates),
             "lr": self._schedule().lr,
             **run.notes.row(run.per_epoch),
         }
-        row |= _of_split(run)
+        row |= of_split(run)
         if not torch.isfinite(torch.tensor(row["train_loss"])):
-            what = f"the loss of {self.job.label} is no longer finite in epoch {run.epoch}"
+            what = f"the loss of {self.setup.label} is no longer finite in epoch {run.epoch}"
             raise NumericsError(f"{what}; lower train.lr or set train.grad_clip")
-        if self.job.data.select is not None and (run.epoch % recipe.eval_every == 0 or run.updates == run.budget):
-            found = self.evaluate(self.job.data.select)
+        if self.setup.data.select is not None and (run.epoch % recipe.eval_every == 0 or run.updates == run.budget):
+            found = self.evaluate(self.setup.data.select)
             row |= {f"select_{k}": v for k, v in found.items() if "[" not in k}
             if (found["accuracy"], -found["nll"]) > (self.best["accuracy"], -self.best["nll"]):
                 kept = {k: v.detach().clone() for k, v in run.classifier.model.state_dict().items()}
@@ -149,28 +125,33 @@ class Training:
         if self.folder is not None:
             self.folder.metrics.append(row)
             self.folder.set_status("running", updates=run.updates, of=run.budget)
-        event = {"label": self.job.label, "seed": self.job.seed, "fraction": run.updates / run.budget, "metrics": row}
+        event = {
+            "label": self.setup.label,
+            "seed": self.setup.seed,
+            "fraction": run.updates / run.budget,
+            "metrics": row,
+        }
         for observer in self.observers:
             observer(event)
 
     def evaluate(self, pool: Pool) -> dict[str, float]:
         """Metrics of the classifier as it stands on some pool."""
         logits = predict(self.run.classifier, pool)
-        return metrics(logits, pool.y.to(logits.device), pool.group, self.job.data.group_names)
+        return metrics(logits, pool.y.to(logits.device), pool.group, self.setup.data.group_names)
 
     def tests(self) -> dict[str, float]:
         """Metrics on all test sets; those of the first without a prefix."""
         out: dict[str, float] = {}
-        for place, (name, pool) in enumerate(self.job.data.tests.items()):
+        for place, (name, pool) in enumerate(self.setup.data.tests.items()):
             out |= {k if place == 0 else f"{name}/{k}": v for k, v in self.evaluate(pool).items()}
         return out
 
     def result(self, peak: PeakMemory) -> Result:
         """Test at the last update and at the best by validation, and gather what is known of each example."""
-        run, data = self.run, self.job.data
+        run, data = self.run, self.setup.data
         run.cost.seconds = self.spent()
         last = self.tests()
-        samples = self.samples()
+        samples = of_each(run, predict(run.classifier, run.pool))
         best = last
         if self.best["state"] is not None and self.best["epoch"] != run.epoch:
             kept = {k: v.clone() for k, v in run.classifier.model.state_dict().items()}
@@ -180,9 +161,9 @@ class Training:
         run.cost.peak_mib = peak.mib
         run.close()
         return Result(
-            method=type(self.job.method).__name__,
-            label=self.job.label,
-            seed=self.job.seed,
+            method=type(self.setup.method).__name__,
+            label=self.setup.label,
+            seed=self.setup.seed,
             data=data.name,
             scenario=data.scenario,
             classifier=run.classifier.model,
@@ -194,35 +175,9 @@ class Training:
             history=self.history,
             samples=samples,
             cost=run.cost,
-            settings=self.job.config(),
+            logged=_means(self.history),
+            settings=self.setup.config(),
         )
-
-    def samples(self) -> dict[str, Any]:
-        """One row per example of the pool, under the classifier at the last update."""
-        run, pool = self.run, self.run.pool
-        logits = predict(run.classifier, pool)
-        y, n = pool.y.to(logits.device), len(pool)
-        validates = torch.zeros(n, dtype=torch.bool, device=run.device)
-        validates[run.split.val] = True
-        table: dict[str, Any] = {"sample_id": torch.arange(n)}
-        if pool.ids is not None:
-            table["id"] = pool.ids
-        table |= {"label": y}
-        if pool.clean_y is not None:
-            table["clean_label"] = pool.clean_y
-        if pool.group is not None:
-            table["group"] = pool.group
-        table |= {
-            "prediction": logits.argmax(1),
-            "loss": cross_entropy(logits, y),
-            "margin": probabilistic_margin(logits.softmax(1), y),
-            "weight": run.notes.weight,
-            "train_probability": torch.full((n,), float("nan")),
-            "in_validation": validates,
-            "times_in_validation": run.notes.times_in_validation,
-            **run.notes.columns,
-        }
-        return {k: v.cpu().numpy() if isinstance(v, Tensor) else v for k, v in table.items()}
 
     def spent(self) -> float:
         """Seconds of this run so far, those of earlier attempts included, those of scouts not."""
@@ -232,7 +187,7 @@ class Training:
 
     def save_is_due(self) -> bool:
         """At the end, every `save_every` updates, or else when an epoch ends some seconds after the last save."""
-        run, every = self.run, self.job.recipe.save_every
+        run, every = self.run, self.setup.recipe.save_every
         if run.updates == run.budget or every is not None:
             return run.updates == run.budget or run.updates % cast(int, every) == 0
         return run.updates % run.per_epoch == 0 and time.perf_counter() - self.saved >= SECONDS_BETWEEN_SAVES
@@ -268,29 +223,30 @@ class Training:
 def predict(classifier: Learner, pool: Pool) -> Tensor:
     """Logits of a whole pool: evaluation mode, no augmentation, nothing changed."""
     device = next(iter(classifier.params.values())).device
-    with torch.no_grad(), classifier.at(None, training=False):
+    with torch.no_grad(), classifier.at(None, evaluating=nn.Module):
         parts = [classifier(pool.batch(i).x.to(device)) for i in chunks(torch.arange(len(pool)), EVAL_BATCH)]
     return torch.cat(parts).float()
 
 
-def _open(job: Job, scouts: Scouts) -> Run:
+def _open(setup: Setup, scouts: Scouts) -> Run:
     """The classifier with its optimiser and schedule, and the run that is lent to the method."""
-    recipe, pool = job.recipe, job.data.train
-    model = job.build().to(job.device)
+    recipe, pool = setup.recipe, setup.data.train
+    model = setup.build().to(setup.device)
     model = model.double() if recipe.precision == "float64" else model
     if recipe.channels_last:
         model = cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs know no keyword form
     model.train()
     per_epoch = len(pool) // recipe.batch_size
     budget = recipe.epochs * per_epoch
-    settings = {
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov,
-        "weight_decay": recipe.weight_decay,
-        **recipe.optimizer_args,
-    }
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(recipe.optimizer, trainable, lr=recipe.lr, **settings)
+    optimizer = make_optimizer(
+        recipe.optimizer,
+        [p for p in model.parameters() if p.requires_grad],
+        lr=recipe.lr,
+        arguments=recipe.optimizer_args,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
     schedule = Schedule(
         recipe.scheduler, optimizer, updates=budget, per_epoch=per_epoch, settings=recipe.scheduler_args
     )
@@ -300,16 +256,16 @@ def _open(job: Job, scouts: Scouts) -> Run:
         optimizer,
         schedule,
         grad_clip=recipe.grad_clip,
-        scaled=recipe.precision == "float16" and job.device.type == "cuda",
+        scaled=recipe.precision == "float16" and setup.device.type == "cuda",
         channels_last=recipe.channels_last,
     )
     return Run(
         pool=pool,
         recipe=recipe,
-        seed=job.seed,
+        seed=setup.seed,
         classifier=classifier,
         head=head_of(model)[1],
-        device=job.device,
+        device=setup.device,
         budget=budget,
         per_epoch=per_epoch,
         batch_size=recipe.batch_size,
@@ -317,15 +273,12 @@ def _open(job: Job, scouts: Scouts) -> Run:
     )
 
 
-def _of_split(run: Run) -> dict[str, float]:
-    """What can be said of the split in force: size, and the share of wrong labels where clean ones are known."""
-    if len(run.split.val) == 0:
-        return {}
-    out = {"validation_size": float(len(run.split.val))}
-    if run.pool.clean_y is not None:
-        wrong = run.pool.clean_y != run.pool.y
-        out["validation_noise"] = float(wrong.to(run.device)[run.split.val].float().mean())
-    return out
+def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What was logged beside losses and selection metrics, each a mean over the epochs that have it."""
+    plain = {"epoch", "updates", "lr", "train_loss"}
+    names = [k for k in dict.fromkeys(k for row in history for k in row) if k not in plain and "select_" not in k]
+    values = {k: [row[k] for row in history if k in row and math.isfinite(row[k])] for k in names}
+    return {k: math.fsum(v) / len(v) for k, v in values.items() if v}
 
 
 def _state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors

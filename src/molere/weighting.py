@@ -75,10 +75,13 @@ class Weights:
 
     def learn(self, run: Run, weigher: Learner, w: Float[Tensor, " n"], dw: Float[Tensor, " n"]) -> None:
         """One update of phi along the chain rule through w (eq. 13); dw = d L_val / d w."""
-        schedule = run.classifier.schedule
-        scale = len(w) / schedule.lr if self.scaled and schedule is not None and schedule.lr > 0 else 1.0
-        weigher.descend(w, dw * scale)
+        weigher.descend(w, self.rescaled(run, dw))
         run.cost.virtual_backward += len(w) if self.network == "full" else 0
+
+    def rescaled(self, run: Run, dw: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The gradient over lr / n, if `scaled`; as it is at a learning rate of 0."""
+        schedule = run.classifier.schedule
+        return dw * (len(dw) / schedule.lr) if self.scaled and schedule is not None and schedule.lr > 0 else dw
 
 
 class _Frozen(nn.Module):

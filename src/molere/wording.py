@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from molere.table import ALPHA, Cell, Cost, Selection, Table
 
 NONE = "–"
+MOSTLY = 0.5
+"""Share of rejected splits from which a row is cautioned against."""
 TITLES: Mapping[Selection, str] = {
     "last": "at the last update",
     "best": "at the best epoch by validation",
@@ -84,13 +86,22 @@ def verdict(table: Table, selection: Selection = "last") -> list[str]:
 
 
 def verdicts(table: Table) -> list[str]:
-    """The verdict at the last update, and what changes (if anything) at the best epochs by validation."""
+    """The verdict at the last update, what changes (if anything) at the best epochs by validation, and cautions."""
     last = verdict(table, "last")
     if not table.tested or not any(c.mean.n for m in table.headline for c in table.column(m, "best")):
-        return last
+        return [*last, *cautions(table)]
     if all(_decided(table, m, "last") == _decided(table, m, "best") for m in table.headline):
-        return [*last, "The best epochs by validation give the same verdict."]
-    return [*last, *verdict(table, "best")]
+        return [*last, "The best epochs by validation give the same verdict.", *cautions(table)]
+    return [*last, *verdict(table, "best"), *cautions(table)]
+
+
+def cautions(table: Table) -> list[str]:
+    """Rows that are not what their name says: learned splits that were mostly rejected."""
+    shares = {
+        label: logged["split_rejected"].mean for label, logged in table.logged.items() if "split_rejected" in logged
+    }
+    what = "of its splits had too few candidates and were rejected, so the one before stayed; this is no learned split"
+    return [f"{label}: {100 * share:.0f} % {what}." for label, share in shares.items() if share >= MOSTLY]
 
 
 def _decided(table: Table, metric: str, selection: Selection) -> dict[str, str]:

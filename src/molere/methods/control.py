@@ -16,7 +16,7 @@ from molere.data.pool import Batch
 from molere.fields import check_fields
 from molere.method import Method, Run
 from molere.networks import mean_one
-from molere.split import Easiest, Given, Hardest, Random, Split
+from molere.split import Holdout, Random, Split
 from molere.steps import Taken
 
 
@@ -31,7 +31,7 @@ class DropState:
 class Drop(Method[DropState]):
     """ERM without a part of the pool: random, easiest or hardest."""
 
-    holdout: Random | Easiest | Hardest | Given = Random()
+    holdout: Holdout = Random()
     """Which part is deleted."""
     delta: Annotated[float, Interval(gt=0, le=0.5)] = 0.1
     """Its share of the pool."""
@@ -41,7 +41,7 @@ class Drop(Method[DropState]):
 
     def init(self, run: Run) -> DropState:
         """Find the part, which may take scouts."""
-        return DropState(self.holdout.part(run, self.delta))
+        return DropState(self.holdout(run, self.delta).val)
 
     def split(self, run: Run, state: DropState) -> Split:
         """The rest trains."""

@@ -24,7 +24,7 @@ from molere.fields import check_fields
 from molere.learner import Learner
 from molere.losses import difficulty_aware, trimmed_mean
 from molere.method import Method, Run
-from molere.split import Easiest, Given, Hardest, Random, Split
+from molere.split import Holdout, Random, Split
 from molere.steps import Taken, mean
 from molere.weighting import Weights
 
@@ -42,7 +42,7 @@ class LRWState:
 class LRW(Method[LRWState]):
     """Weights as a function of the example, learned so that one step lowers the loss on a validation part."""
 
-    holdout: Random | Easiest | Hardest | Given = Random()
+    holdout: Holdout = Random()
     """Which part of the pool validates."""
     delta: Annotated[float, Interval(gt=0, le=0.5)] = 0.1
     """Its share of the pool."""
@@ -64,7 +64,7 @@ class LRW(Method[LRWState]):
 
     def init(self, run: Run) -> LRWState:
         """Choose the validation part (which may take scouts) and make the weight network."""
-        part = self.holdout.part(run, self.delta)
+        part = self.holdout(run, self.delta).val
         return LRWState(self.weights.init(run), part)
 
     def split(self, run: Run, state: LRWState) -> Split:

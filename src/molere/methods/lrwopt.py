@@ -90,8 +90,8 @@ class LRWOpt(Method[LRWOptState]):
     """Meta updates between uses of Omega_1 and Omega_2 (R)."""
     splitter_optimizer: str = "adam"
     """Of the splitter."""
-    lr_splitter: Annotated[float, Gt(0)] = 1e-3
-    """Its learning rate (beta_1)."""
+    lr_splitter: Annotated[float, Gt(0)] = 1e-2
+    """Its learning rate (beta_1); at the paper's 1e-3 short runs end before the splitter has learned anything."""
     splitter_hidden: Annotated[int, Ge(0)] = 256
     """Hidden units of the splitter; 0: linear."""
     exact_pass: bool = False
@@ -138,7 +138,7 @@ class LRWOpt(Method[LRWOptState]):
         taken = run.update(seen, w, remember=meta and self.order == "fused")  # 11, eq. 15
         if meta and self.order == "fused":
             self.learn(run, state, run.look_back(taken), w)  # 6, 7, 8
-        if self.resplit_every and run.due(self.resplit_every):
+        if self.resplit_every and run.ends(self.resplit_every):
             run.resplit(self.generate_split(run, state))
         return taken
 
@@ -155,7 +155,7 @@ class LRWOpt(Method[LRWOptState]):
         loss = self.splitter_loss(run, state, look)
         if self.adversary == "hypergradient":
             p = state.splitter(look.seen.features, look.seen.batch.y)
-            loss = loss - self.lambda_adversary * (dw * w.detach() * p).sum()
+            loss = loss - self.lambda_adversary * (self.weights.rescaled(run, dw) * w.detach() * p).sum()
         state.splitter.step(loss)  # 7, eq. 11
         self.weights.learn(run, state.weigher, w, dw)  # 8, eq. 13
 
@@ -174,13 +174,14 @@ class LRWOpt(Method[LRWOptState]):
         return loss
 
     def pool_batch(self, run: Run, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(labels, features, losses) of random examples of the pool: fresh, or of those the bank has seen."""
-        order = torch.randperm(len(run.pool), generator=run.rng("pool-batch")).to(run.device)
+        """(labels, features, losses) of random examples of the pool, drawn with replacement: fresh, or the bank's."""
+        generator = run.rng("pool-batch")
         if self.exact_pass:
-            index = order[:size]
+            index = torch.randint(len(run.pool), (size,), generator=generator).to(run.device)
             logits, features = run.predict(index)
             return run.pool.y[index], features, cross_entropy(logits, run.pool.y[index])
-        index = order[run.bank.seen[order] >= 0][:size]
+        known = run.bank.known
+        index = known[torch.randint(len(known), (size,), generator=generator).to(run.device)]
         return run.pool.y[index], run.bank.features[index], run.bank.losses[index]
 
     def generate_split(self, run: Run, state: LRWOptState) -> Split:
@@ -192,6 +193,7 @@ class LRWOpt(Method[LRWOptState]):
         run.note(train_probability=p)
         run.log(
             split_churn=churn(run.split.val.cpu(), val, part_size(len(run.pool), self.delta)),
+            split_from_warmup=float(torch.isin(val, state.warm).float().mean()),
             split_candidates=float(decision.candidates),
             split_rejected=float(decision.rejected),
         )

@@ -2,7 +2,7 @@
 
 theta: run.classifier.  phi: state.weigher.  One run:
 
-    1. warm up as ERM for a fifth of the epochs; M_i = rank of the mean loss of example i at the ends of those epochs
+    1. warm up as ERM for a fifth of the epochs (at least one); M_i = rank of the mean loss of example i at their ends
     2. s_i = mean of M over the k nearest other examples in penultimate features
     3. score_i = rank of s_i among the examples of the same predicted class, in [0, 1]   (smr)
     4. static weights   w_i = exp(c (2 score_i - 1)) / mean
@@ -26,6 +26,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from molere.data.pool import Batch
+from molere.errors import ConfigError
 from molere.fields import check_fields
 from molere.hardness import hardest_share, smr_score, static_weights
 from molere.learner import Learner
@@ -40,8 +41,6 @@ from molere.weighting import Weights
 class MolereState:
     """What changes in a run."""
 
-    learned: bool
-    """Whether weights are learned (else static)."""
     falls_back: bool
     """Whether the guard has chosen ERM."""
     early_loss: Tensor
@@ -50,24 +49,27 @@ class MolereState:
     """Static weights, mean 1; ones until the score is known."""
     part: Tensor
     """Validation part of learned weights; empty until the score is known."""
+    weigher: Learner | None
+    """The weight network; none where weights are static."""
     scored: bool = False
-    weigher: Learner | None = None
+    """Whether the warm-up is over and the score known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Molere(Method[MolereState]):
     """Weights from smoothed early hardness: for rare groups that nobody has labelled, at about the cost of ERM."""
 
-    mode: Literal["static", "learned"] = "static"
-    """Weights fixed by the score, or learned with the hardest tenth by score as validation part."""
+    mode: Literal["static", "learned"] | None = None
+    """Weights fixed by the score, or learned; none: static, or learned where noise is expected."""
     expect: Literal["nothing", "rare-groups", "noise"] = "nothing"
-    """What the data are thought to hold: rare-groups doubles c and learns more often; noise: weights from signals."""
+    """What the data are thought to hold: rare-groups doubles c and learns more often; noise validates on a random
+    tenth that never trains, without its largest losses, instead of on the hardest tenth by score."""
     c: Annotated[float, Ge(0)] | None = None
     """Weights differ by a factor of at most exp(2c); none: .5, or 1 where rare groups are expected."""
     q: Annotated[int, Ge(1)] | None = None
     """Classifier updates for each update of learned weights; none: 5, or 2 where rare groups are expected."""
-    warmup: Annotated[float, Interval(gt=0, lt=1)] = 0.2
-    """Share of the run that is plain ERM and yields the early losses."""
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    """Share of the run that is plain ERM and yields the early losses; one epoch at least."""
     delta: Annotated[float, Interval(gt=0, le=0.5)] = 0.1
     """Share of the pool that learned weights are validated on."""
     neighbours: Annotated[int, Ge(1)] = 10
@@ -76,40 +78,46 @@ class Molere(Method[MolereState]):
     """Compare with ERM out of fold first and fall back to it if clearly worse; costs two or more ERM runs."""
     guard_folds: Annotated[int, Ge(2)] = 2
     """Folds of that comparison."""
-    network: Literal["features", "full", "frozen"] = "features"
-    """What learned weights are a function of: the classifier's features, the example itself, or frozen features."""
+    network: Literal["features", "full", "frozen", "signals"] | None = None
+    """What learned weights are a function of: the classifier's features, the example itself, frozen features, or
+    cross-fitted margin and present loss; none: features, or signals where noise is expected."""
     lr_weights: Annotated[float, Gt(0)] = 1e-2
     """Learning rate of learned weights."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.mode == "static" and self.expect == "noise":
+            raise ConfigError("static weights are not made for noise; leave mode out, or expect=nothing")
 
     def init(self, run: Run) -> MolereState:
         """Ask the guard if wanted, make the weight network if weights are learned, and start the table of losses."""
-        learned = self.mode == "learned" or self.expect == "noise"
-        run.keep_bank()
-        empty = torch.empty(0, dtype=torch.int64, device=run.device)
-        state = MolereState(
-            learned=learned,
-            falls_back=self.guard and self.loses_out_of_fold(run),
+        if run.epochs_of(self.warmup) == 0 and run.budget == run.per_epoch:
+            raise ConfigError("molere needs an epoch to find hard examples and one to use them; set train.epochs=2")
+        falls_back = self.guard and self.loses_out_of_fold(run)
+        learns = self.learns and not falls_back
+        part = torch.empty(0, dtype=torch.int64)
+        if learns and self.expect == "noise":
+            part = random_part(run.pool.y.cpu(), self.delta, run.rng("held-out"))
+        if not falls_back:
+            run.keep_bank()
+        return MolereState(
+            falls_back=falls_back,
             early_loss=torch.zeros(len(run.pool), device=run.device),
             weights=torch.ones(len(run.pool), device=run.device),
-            part=empty,
+            part=part.to(run.device),
+            weigher=self.weights.init(run) if learns else None,
         )
-        if learned:
-            state.weigher = self.weights.init(run)
-        return state
 
     def split(self, run: Run, state: MolereState) -> Split:
         """Everything trains; the hardest tenth validates too if weights are learned (noise: a random tenth instead)."""
-        if run.epoch > 0 and not state.scored:
+        if run.epoch > 0 and not state.scored and not state.falls_back:
             self.watch(run, state)
-        return Split.of(state.part.cpu(), len(run.pool), keep=self.expect != "noise" or state.falls_back)
+        return Split.of(state.part.cpu(), len(run.pool), keep=self.expect != "noise")
 
     def step(self, run: Run, state: MolereState, batch: Batch) -> Taken:
         """One update: plain while warming up, weighted after."""
         seen = run.forward(batch)
-        if not state.scored or state.falls_back:
+        if not state.scored:
             return run.update(seen)
         if state.weigher is None:
             return run.update(seen, state.weights[batch.index])
@@ -130,12 +138,11 @@ class Molere(Method[MolereState]):
         state.scored = True
         score = smr_score(state.early_loss, run.bank.features, run.bank.logits.argmax(1), k=self.neighbours)
         run.note(hardness=score)
-        if state.learned and self.expect == "noise":
-            state.part = random_part(run.pool.y.cpu(), self.delta, run.rng("held-out")).to(run.device)
-        elif state.learned:
-            state.part = hardest_share(score, self.delta).to(run.device)
-        else:
+        if state.weigher is None:
             state.weights = static_weights(score, self.strength).to(run.device)
+        elif self.expect != "noise":
+            state.part = hardest_share(score, self.delta).to(run.device)
+        run.drop_bank()
 
     def val_loss(self) -> Callable[[Tensor], Tensor]:
         """Mean, or without the largest tenth where labels are noisy."""
@@ -152,9 +159,14 @@ class Molere(Method[MolereState]):
         return self.q if self.q is not None else (2 if self.expect == "rare-groups" else 5)
 
     @property
+    def learns(self) -> bool:
+        """Whether weights are learned."""
+        return self.mode == "learned" or self.expect == "noise"
+
+    @property
     def weights(self) -> Weights:
         """The weight network of learned weights."""
-        network = "signals" if self.expect == "noise" else self.network
+        network = self.network or ("signals" if self.expect == "noise" else "features")
         return Weights(network=network, c=self.strength, lr=self.lr_weights)
 
     def loses_out_of_fold(self, run: Run) -> bool:
