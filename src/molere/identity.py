@@ -47,7 +47,8 @@ def _object(value: Any, depth: int) -> Any:
         return _name(value)
     if hasattr(value, "named_parameters"):
         return f"{_name(value)}-{digest(repr(value).encode())[:16]}"
-    return {"kind": _name(value), **{k: v for k, v in vars(value).items() if isinstance(v, str | int | float | None)}}
+    attributes = cast(dict[str, Any], vars(value))
+    return {"kind": _name(value), **{k: v for k, v in attributes.items() if isinstance(v, str | int | float | None)}}
 
 
 def _code(code: CodeType) -> bytes:
