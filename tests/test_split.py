@@ -58,7 +58,14 @@ def run_of(y: Tensor, margins: Tensor | None = None, seed: int = 0) -> SimpleNam
 
     logged: dict[str, float] = {}
     return SimpleNamespace(
-        pool=Pool(), rng=rng, margins=of, asked=asked, scout_part=ids(0, 1, 39), log=logged.update, logged=logged
+        note=lambda **columns: None,
+        pool=Pool(),
+        rng=rng,
+        margins=of,
+        asked=asked,
+        scout_part=ids(0, 1, 39),
+        log=logged.update,
+        logged=logged,
     )
 
 

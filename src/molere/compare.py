@@ -176,20 +176,21 @@ class _Tally:
     def stop(self, error: BaseException) -> None:
         """The comparison ends here: say why in the folder."""
         interrupted = isinstance(error, KeyboardInterrupt)
-        self._note("interrupted" if interrupted else "failed", error=None if interrupted else str(error))
+        code = 130 if interrupted else getattr(error, "exit_code", 1)
+        self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
 
     def close(self, command: str, count: int) -> Comparison:
         """The table of all that is there, written to the folder; raises the first failure if nothing is."""
         if not self.results and self.failures:
             failure = next(iter(self.failures.values()))
-            self._note("failed", error=failure.message)
+            self._note("failed", failure.exit_code, error=failure.message)
             failure.throw()
         comparison = self._comparison(command, count)
         if self.ledger is not None:
             self.ledger.write("table.md", comparison.to_markdown())
             self.ledger.write("table.csv", comparison.to_csv())
             self.ledger.write("table.json", comparison.to_json())
-        self._note("failed" if self.failures else "done")
+        self._note("failed" if self.failures else "done", comparison.exit_code)
         return comparison
 
     def _comparison(self, command: str, count: int) -> Comparison:
@@ -226,17 +227,13 @@ class _Tally:
         if self.progress is not None:
             self.progress(news)
 
-    def _note(self, state: str, **fields: object) -> None:
+    def _note(self, state: str, code: int | None = None, **fields: object) -> None:
         if self.ledger is not None:
             failed = [{"method": m, "seed": s, "error": f.message} for (m, s), f in self.failures.items()]
-            of, code = (
-                len(self.labels) * len(self.seeds),
-                next((f.exit_code for f in self.failures.values()), 0),
-            )
             self.ledger.set_status(
                 state,
                 runs=len(self.results),
-                of=of,
+                of=len(self.labels) * len(self.seeds),
                 exit_code=code,
                 failed=failed,
                 headline=self.headline,

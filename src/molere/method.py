@@ -383,5 +383,5 @@ class Run:
         else:
             self.bank.load_state_dict(state["bank"])
         spent = self.cost.scout_seconds
-        self.cost = Cost(**{**state["cost"], "updates": int(state["cost"]["updates"])})
+        self.cost = Cost.of(state["cost"])
         self.cost.scout_seconds = max(spent, self.cost.scout_seconds)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +35,17 @@ class Result:
 
     @property
     def weights(self) -> Tensor:
-        """The weight each training example had when it was last used [N]; NaN if it never was."""
+        """The weight each training example had when it was last used [N]; NaN if it never was (it only validated)."""
         return torch.as_tensor(self.samples["weight"])
+
+    @property
+    def ids(self) -> npt.NDArray[np.generic]:
+        """Which example each weight and each row of samples is of [N]: your own ids, or positions in what you gave.
+
+        The training part of arrays is smaller than what was given, as some examples are held out to select the best
+        update: weights[k] is that of example ids[k].
+        """
+        return np.asarray(self.samples.get("id", self.samples["sample_id"]))
 
     def as_dict(self) -> dict[str, object]:
         """The part that is stored as result.json."""

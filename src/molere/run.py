@@ -21,6 +21,7 @@ from molere.models import build
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.scouts import ScoutTrainer
+from molere.steps import Cost
 from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples
 from molere.training import Observer, Setup, Training
 
@@ -62,19 +63,20 @@ def fit(
         wherever possible.
     """
     setup = _setup(method, data, model, recipe, seed, label)
-    folder = None if out is None else RunFolder(out).claim()
+    folder = None if out is None else _claimed(RunFolder(out), setup, resume)
+    finished = folder is not None and folder.is_done
     try:
         with rng.seeded(None), PeakMemory(setup.device) as peak:
-            if folder is not None:
-                _prepare(folder, setup, resume)
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
             training = Training(setup, ScoutTrainer(setup, scouts), folder, observers)
             if folder is not None and resume == "auto":
                 training.load()
-            if folder is not None:
+            if folder is not None and not finished:
                 folder.log("resumed" if training.run.updates else "started", updates=training.run.updates)
             training.loop()
             result = training.result(peak)
+        if folder is not None and finished:
+            return dataclasses.replace(result, cost=Cost.of(folder.read_json("result.json")["cost"]))
         if folder is not None:
             _write(folder, result)
         return result
@@ -89,6 +91,17 @@ def fit(
             folder.release()
 
 
+def _claimed(folder: RunFolder, setup: Setup, resume: str) -> RunFolder:
+    """The folder, if it is free and holds this run or none."""
+    folder.claim()
+    try:
+        _prepare(folder, setup, resume)
+    except BaseException:
+        folder.release()
+        raise
+    return folder
+
+
 def _setup(
     method: str | Method[Any],
     data: str | Mapping[str, Any] | Data,
@@ -99,6 +112,9 @@ def _setup(
 ) -> Setup:
     chosen = settings.make_method(method) if isinstance(method, str) else method
     label = label or (method if isinstance(method, str) else type(method).__name__.lower())
+    if not isinstance(cast(object, data), str | Mapping | Data):
+        given = f"data is a {type(data).__name__}"
+        raise ConfigError(f"{given}, expected a name, arguments of load, or a Data; use from_arrays or from_datasets")
     if not isinstance(data, Data):
         arguments: dict[str, Any] = {"seed": seed, **({"name": data} if isinstance(data, str) else data)}
         data = sources.load(**arguments)
@@ -170,6 +186,8 @@ def _prepare(folder: RunFolder, setup: Setup, resume: str) -> None:
                 f"{folder.path} holds another run ({', '.join(different)} differ); choose another folder with --out, "
                 "or start over with --resume never"
             )
+        if folder.is_done:
+            return
     folder.write_json("run.json", config)
     folder.write_json("env.json", environment(setup.device))
 

@@ -198,6 +198,7 @@ class Easiest:
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
         """Positions that validate, easiest first."""
         margins = run.margins(self.margins, folds=self.folds, epochs=self.epochs)
+        run.note(holdout_margin=margins)
         part = _choose(lowest(-margins, len(margins)), run.pool.y, delta, self.stratified)
         _note_unseen(run, self, part)
         return part
@@ -229,6 +230,7 @@ class Hardest:
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
         """Positions that validate, hardest first; DataError when no example qualifies."""
         margins = run.margins(self.margins, folds=self.folds, epochs=self.epochs)
+        run.note(holdout_margin=margins)
         order = lowest(margins, len(margins))[math.floor(self.trim * len(margins) + TOLERANCE) :]
         if self.negative_only:
             order = order[margins.cpu()[order] < 0]

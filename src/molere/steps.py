@@ -1,5 +1,6 @@
 """The passes of one update, as values: what was seen, what step was taken, what the validation batch said."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -68,6 +69,12 @@ class Cost:
     seconds: float = field(default=0.0, compare=False)
     scout_seconds: float = field(default=0.0, compare=False)
     peak_mib: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def of(cls, stored: Mapping[str, float]) -> "Cost":
+        """Undo `as_dict`, also as a file gives it."""
+        rest = {k: float(v) for k, v in stored.items() if k != "updates"}
+        return cls(updates=int(stored["updates"]), **rest)
 
     def counts(self) -> dict[str, int | float]:
         """The part that does not depend on the machine."""

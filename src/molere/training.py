@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from molere import rng
 from molere.data.pool import Data, Pool
-from molere.errors import NumericsError
+from molere.errors import ConfigError, NumericsError
 from molere.evaluate import metrics
 from molere.examples import of_each, of_split
 from molere.identity import plain
@@ -235,6 +235,7 @@ def _open(setup: Setup, scouts: Scouts) -> Run:
     model = model.double() if recipe.precision == "float64" else model
     if recipe.channels_last:
         model = cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs know no keyword form
+    _check_outputs(model, pool, setup.device)
     model.train()
     per_epoch = len(pool) // recipe.batch_size
     budget = recipe.epochs * per_epoch
@@ -271,6 +272,25 @@ def _open(setup: Setup, scouts: Scouts) -> Run:
         batch_size=recipe.batch_size,
         scouts=scouts,
     )
+
+
+def _check_outputs(model: nn.Module, pool: Pool, device: torch.device) -> None:
+    """ConfigError unless the module gives logits [n, c] for at least the classes of the pool."""
+    model.eval()
+    with torch.no_grad(), rng.seeded(0):
+        x = pool.batch(torch.arange(min(2, len(pool)), device=pool.y.device)).x.to(device)
+        double = next(model.parameters()).dtype == torch.float64
+        out = cast(object, model(x.double() if double and x.is_floating_point() else x))
+    name = type(model).__name__
+    if not isinstance(out, Tensor):
+        raise ConfigError(f"{name} returns a {type(out).__name__}, expected logits [n, classes]; wrap it in a module")
+    if out.ndim != 2 or len(out) != len(x):
+        given = f"{name} gives {list(out.shape)} for {len(x)} examples"
+        raise ConfigError(f"{given}, expected logits [{len(x)}, {pool.num_classes}]; flatten its output")
+    if out.shape[1] < pool.num_classes:
+        last = f"example {int(pool.y.argmax())} has label {int(pool.y.max())}"
+        given = f"{name} has {out.shape[1]} outputs for {pool.num_classes} classes ({last})"
+        raise ConfigError(f"{given}; give it {pool.num_classes} outputs, or mend the labels")
 
 
 def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

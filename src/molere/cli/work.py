@@ -1,8 +1,10 @@
 """The commands that train: one run, a comparison, and going on with either. torch is imported here, late."""
 
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from molere.cli.console import Console, Meter, finite, summary
 from molere.cli.plan import Plan, check_folder, described, stored
 from molere.config import dump_value
-from molere.errors import ConfigError
+from molere.errors import ConfigError, MolereError
 from molere.experiment import Experiment, resolved_yaml
 
 if TYPE_CHECKING:
@@ -46,12 +48,12 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
     from molere.run import fit
     from molere.storage import RunFolder
 
-    e = plan.experiment
+    e, is_new = plan.experiment, not plan.folder.exists()
     with RunFolder(plan.folder) as folder:  # fails before the data are read
         if e.resume == "never" or not (plan.folder / "config.yaml").exists():
             heading = (f"Go on with: molere resume {plan.folder}",)
             folder.write_text("config.yaml", resolved_yaml(replace(e, out=str(plan.folder)), heading=heading))
-    with console.meter(1) as meter:
+    with console.meter(1) as meter, _removed_if_refused(plan.folder, is_new):
         result = fit(
             e.labels[0],
             data=_load_arguments(e),
@@ -67,6 +69,17 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
     else:
         console.result(f"{summary(result)}\n{plan.folder}")
     return 0
+
+
+@contextmanager
+def _removed_if_refused(folder: Path, is_new: bool) -> Generator[None]:
+    """A new folder goes again if nothing was begun in it, as where the data or the device are missing."""
+    try:
+        yield
+    except MolereError:
+        if is_new and not (folder / "run.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def compare(plan: Plan, console: Console, as_json: bool, command: str) -> int:

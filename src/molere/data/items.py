@@ -21,10 +21,11 @@ Items = Dataset[Any]  # Any: whatever the dataset yields
 def fetch(dataset: Items, positions: Sequence[int], stream: int) -> Shaped[Tensor, "n ..."]:
     """The inputs at these positions, stacked; random transforms depend on (stream, position) alone."""
     with _global_generators():
-        inputs = [_input(_item(dataset, at, stream)[0], at) for at in positions]
+        inputs = [_input(_item(dataset, at, stream)[0], _given(dataset, at)) for at in positions]
     for at, x in zip(positions, inputs, strict=True):
         if x.shape != inputs[0].shape:
-            shapes = f"x of example {at} is {list(x.shape)}, of example {positions[0]} {list(inputs[0].shape)}"
+            first = f"example {_given(dataset, positions[0])} {list(inputs[0].shape)}"
+            shapes = f"x of example {_given(dataset, at)} is {list(x.shape)}, of {first}"
             raise DataError(f"{shapes}; give the dataset a transform to one shape, e.g. a Resize")
     return torch.stack(inputs)
 
@@ -60,10 +61,27 @@ def _item(dataset: Items, at: int, stream: int) -> tuple[Any, Any]:
     reseed(own)
     random.seed(own)
     np.random.seed(own % 2**32)
-    item = cast(Sequence[Any], dataset[at])  # Any: the dataset's own types
+    try:
+        item = cast(Sequence[Any], dataset[at])  # Any: the dataset's own types
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a dataset may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(
+            f"example {_given(dataset, at)} of the dataset cannot be read ({reason}); mend or remove it"
+        ) from error
     if not isinstance(item, (tuple, list)) or len(item) < 2:
-        raise DataError(f"example {at} of the dataset is a {type(item).__name__}; expected a pair (x, y)")
+        raise DataError(
+            f"example {_given(dataset, at)} of the dataset is a {type(item).__name__}; expected a pair (x, y)"
+        )
     return item[0], item[1]
+
+
+def _given(dataset: Items, at: int) -> int:
+    """The position in the dataset that was given, of which this one may be a subset."""
+    while isinstance(dataset, Subset):
+        at, dataset = int(dataset.indices[at]), dataset.dataset
+    return at
 
 
 def _label(y: Any) -> object:
