@@ -157,8 +157,8 @@ COMPARED = ("lrwopt[warmup=0.0]", "lrwopt", "lrw-random", "molere")
 
 def ratio(size: Size) -> list[Row]:
     """Methods over ERM at equal updates; LRWOpt also without its warm-up, which is cheaper than what follows it."""
-    data, one_epoch, recipe = cifar_shaped(size.images), recipe_of("cifar100", 1), recipe_of("cifar100", size.epochs)
-    side_by_side({m: training(m, data, one_epoch) for m in ("erm", *COMPARED)})  # what torch does once in a process
+    data, short, recipe = cifar_shaped(size.images), recipe_of("cifar100", 2), recipe_of("cifar100", size.epochs)
+    side_by_side({m: training(m, data, short) for m in ("erm", *COMPARED)})  # what torch does once in a process
     methods = {m: training(m, data, recipe) for m in ("erm", *COMPARED)}
     found = repeated(size.repeats["ratio"], "ratio", lambda: side_by_side(methods))
     an_epoch = size.images // recipe.batch_size
