@@ -116,6 +116,13 @@ def test_arguments_may_come_in_any_order(molere: Command) -> None:
     assert '[erm, "lrwopt[delta=0.2]"]' in one.out
 
 
+def test_a_split_replaces_the_holdout_of_the_methods_that_have_one(molere: Command) -> None:
+    plan = "compare --methods erm,lrw-hard,lrw-random@paper --split learned method.holdout.rounds=7 --dry-run --json"
+    learned = "holdout.kind=learned,holdout.rounds=7"
+    labels = ["erm", f"lrw-hard[{learned}]", f"lrw-random@paper[{learned}]"]
+    assert json.loads(molere(*plan.split()).out)["methods"] == labels
+
+
 def test_a_dry_run_writes_nothing(molere: Command, tmp_path: Path) -> None:
     assert molere("demo", "--dry-run").code == 0
     assert list(tmp_path.iterdir()) == []
@@ -163,6 +170,9 @@ def test_the_printed_config_is_a_valid_settings_file(molere: Command, tmp_path: 
         ("trian", "No such command 'trian'."),
         ("train -c nowhere.yaml", "nowhere.yaml: cannot be read (no such file or directory)"),
         ("train --name a/b", "--name 'a/b': a folder's name has no slash; use --out for a path"),
+        ("train --method erm --split learned", "--split learned: no holdout in erm to choose; use a method such as "),
+        ("compare --split learned", "--split learned: no holdout in erm, molere to choose; use a method such as "),
+        ("train --method lrw-hard --split learnd", "unknown split 'learnd'; did you mean 'learned'? Known: "),
         ("compare --jobs 0", "jobs must be one of auto or an int of at least 1; got 0."),
         ("methods lrw-opt", "unknown method 'lrw-opt'; did you mean 'lrwopt'?"),
     ],
@@ -397,3 +407,43 @@ def test_a_summary_shows_last_and_best_side_by_side() -> None:
 
 def test_json_holds_null_where_a_number_is_not_finite() -> None:
     assert finite({"a": [1.0, float("nan")], "b": float("inf"), "c": (1,)}) == {"a": [1.0, None], "b": None, "c": [1]}
+
+
+# ---- doctor
+
+
+OWN = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+"""
+
+
+def test_the_doctor_examines_a_class_of_the_working_folder(molere: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    said = molere("doctor", "--model", "mine:net", "--shape", "6", "--classes", "3", "--batch-size", "8", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["parameters"] == 6 * 5 + 5 + 5 * 3 + 3
+    assert found["chosen"] == "one-sided"
+    assert all(f["refused"] or f["times"] > 0 for f in found["findings"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "resne20"], "unknown model 'resne20'; did you mean 'resnet20'?"),
+        (["--model", "nowhere:Net"], "--model nowhere:Net: No module named 'nowhere'; write FILE:CLASS"),
+        (["--shape", "3xx"], "--shape 3xx: give the size of one example, as in 3x32x32"),
+        (["data.name=digits"], "data: a doctor knows settings of training only"),
+        (["train.lrr=1"], "train.lrr: unknown key; did you mean train.lr?"),
+    ],
+)
+def test_the_doctor_refuses_what_it_cannot_examine_in_one_line(
+    arguments: list[str], sentence: str, molere: Command
+) -> None:
+    said = molere("doctor", *arguments)
+    assert said.code == 2
+    assert said.err.startswith(f"error: {sentence}")
+    assert len(said.err.splitlines()) == 1

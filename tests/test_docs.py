@@ -10,12 +10,15 @@ from types import ModuleType
 
 import pytest
 
-from molere import cli
+from molere import cli, registry, settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LOG = ROOT / "docs" / "log.md"  # says what was run once, and is not rewritten when the library changes
-PAGES = [README, *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != LOG)]
+METHODS = ROOT / "docs" / "methods"
+OF_HOLDOUT = METHODS / "learned-split.md"
+OF_METHODS = [page for page in sorted(METHODS.glob("*.md")) if page.name != "README.md" and page != OF_HOLDOUT]
+PAGES = [README, *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != LOG), OF_HOLDOUT, *OF_METHODS]
 LINKED = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -48,7 +51,8 @@ def commands(text: str) -> list[list[str]]:
 
 
 WITH_PYTHON = [page for page in PAGES if any(blocks(page.read_text("utf-8"), "python"))]
-COMMANDS = [c for page in (README, ROOT / "docs" / "comparing.md") for c in commands(page.read_text("utf-8"))]
+WITH_COMMANDS = (README, ROOT / "docs" / "comparing.md", OF_HOLDOUT, *OF_METHODS)
+COMMANDS = [c for page in WITH_COMMANDS for c in commands(page.read_text("utf-8"))]
 TRAINS = [c for c in COMMANDS if c[0] in ("demo", "train", "compare")]
 RESUMES = [c for c in COMMANDS if c[0] == "resume"]
 LISTS = [c for c in COMMANDS if c not in TRAINS + RESUMES]
@@ -119,6 +123,52 @@ def test_every_decision_is_in_the_index_under_its_title() -> None:
     for record in sorted(folder.glob("[0-9]*.md")):
         title = record.read_text("utf-8").splitlines()[0].removeprefix("# ")
         assert f"- [{title}]({record.name})" in index
+
+
+# ---- pages of methods
+
+HEADINGS = [
+    "Idea",
+    "Equation",
+    "Use",
+    "Settings",
+    "Cost in passes",
+    "When it helps, when it hurts",
+    "Deviations from the published code",
+    "Attribution",
+]
+
+
+def described(page: Path) -> list[str]:
+    """The methods that a page is about: its title."""
+    return page.read_text("utf-8").splitlines()[0].removeprefix("# ").split(", ")
+
+
+@pytest.mark.parametrize("page", OF_METHODS, ids=name_of)
+def test_a_page_of_a_method_has_the_headings_of_all_and_python_to_run(page: Path) -> None:
+    text = without_code(page.read_text("utf-8"))
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == HEADINGS
+    assert page in WITH_PYTHON
+    assert described(page)[0] == page.stem
+
+
+@pytest.mark.parametrize("page", OF_METHODS, ids=name_of)
+def test_a_page_of_a_method_names_every_setting_in_its_table(page: Path) -> None:
+    table = page.read_text("utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w.]+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    for name in described(page):
+        known = settings.known_settings(name)
+        assert known is not None
+        assert set(known) <= named
+
+
+def test_every_method_is_in_the_index_and_every_page_is_of_one() -> None:
+    index = (METHODS / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?:\[`([\w-]+)`\]\(([\w-]+\.md)\)|`([\w-]+)`) \|", index, re.MULTILINE)
+    assert [linked or plain for linked, _, plain in rows] == list(registry.METHODS)
+    targets = {linked: target for linked, target, _ in rows if linked}
+    assert {targets.get(name) for page in OF_METHODS for name in described(page)} == set(targets.values())
+    assert all(targets.get(name) == page.name for page in OF_METHODS for name in described(page))
 
 
 # ---- what reads the pages

@@ -22,7 +22,7 @@ from molere.methods.erm import ERM
 from molere.optim import Params, make_optimizer
 from molere.recipe import Recipe
 from molere.split import Split
-from molere.training import Setup, _open
+from molere.training import Setup, open_run
 
 # ---- a dozen architectures
 
@@ -142,7 +142,7 @@ def _run(build: Callable[[], nn.Module], **recipe: Any) -> Run:
     data = Data("toy", TensorPool(x, y), None, {"test": TensorPool(x, y)})
     settings = Recipe(**{"epochs": 4, "batch_size": 6, "lr": 0.01, **recipe})
     job = Setup(ERM(), data, build, "own", settings, 0, "toy", torch.device("cpu"))
-    run = _open(job, lambda run, *, on, epochs, method: torch.empty(0, 0))
+    run = open_run(job, lambda run, *, on, epochs, method: torch.empty(0, 0))
     run.use(Split(torch.arange(15), torch.arange(15, 24)), at=0)
     for _ in range(2):
         run.update(run.forward(run.train_batch()))
@@ -280,7 +280,7 @@ def test_the_virtual_passes_of_a_run_change_nothing(name: str, meta_bn: str) -> 
         run.look(seen)
         ahead = run.look_ahead(seen, w)
         run.weight_gradient(ahead)
-        run._passes.losses_of(seen)({k: p.detach() for k, p in learner.params.items()})
+        run._passes.losses_of(seen, {})({k: p.detach() for k, p in learner.params.items()})
         run.predict(torch.arange(24))
         run.mean_loss(torch.arange(24))
     taken = run.update(seen, w, remember=True)  # the graph of the training pass is still good
@@ -457,6 +457,6 @@ def test_running_statistics_in_virtual_passes_leave_dropout_as_it_was() -> None:
     rng.reseed(seen.stream)
     with torch.no_grad():
         expected = F.cross_entropy(twin(seen.batch.x), seen.batch.y, reduction="none")
-        torch.testing.assert_close(run._passes.losses_of(seen)(params), expected)
+        torch.testing.assert_close(run._passes.losses_of(seen, {})(params), expected)
         masked = F.cross_entropy(twin.eval()(seen.batch.x), seen.batch.y, reduction="none")
     assert not torch.allclose(expected, masked)

@@ -1,6 +1,6 @@
 """The meta-gradient against double backward, closed forms, and its own estimators against each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 import oracles
 from molere import rng
 from molere.data.pool import Batch, Data, TensorPool
+from molere.errors import ConfigError
+from molere.kernels import full_float32, is_reduced
 from molere.learner import Learner
 from molere.losses import trimmed_mean
 from molere.metagrad import (
@@ -31,7 +33,7 @@ from molere.probe import Choice, probe
 from molere.recipe import Recipe
 from molere.split import Split
 from molere.steps import Seen
-from molere.training import Setup, _open
+from molere.training import Setup, open_run
 
 # ---- six architectures
 
@@ -410,9 +412,13 @@ def test_the_probe_takes_the_cheap_difference_in_float32() -> None:
     assert _probe(*_meta_step("resnet-train", torch.float32)).estimator == OneSidedDifference()
 
 
-def test_the_probe_takes_the_exact_products_in_float64_and_without_base_losses() -> None:
+def test_the_probe_takes_the_exact_products_in_float64_and_under_mixed_precision() -> None:
     assert _probe(*_meta_step("mlp", torch.float64)).estimator == ForwardMode()
-    assert probe(*_meta_step("mlp", torch.float32), None).estimator == ForwardMode()
+    assert probe(*_meta_step("mlp", torch.float32), None, differences=False).estimator == ForwardMode()
+
+
+def test_the_probe_takes_the_central_difference_where_the_training_losses_are_no_base() -> None:
+    assert probe(*_meta_step("mlp", torch.float32), None).estimator == CentralDifference()
 
 
 def test_the_probe_does_not_trust_differences_of_losses_that_cannot_be_reproduced() -> None:
@@ -500,7 +506,7 @@ def _open_run(name: str, optimizer: str, rule: oracles.Rule, **recipe: Any) -> t
         return ARCHITECTURES[name][0]()
 
     job = Setup(ERM(), data, build_model, "own", settings, 0, "toy", torch.device("cpu"))
-    run = _open(job, lambda run, *, on, epochs, method: torch.empty(0, 0))
+    run = open_run(job, lambda run, *, on, epochs, method: torch.empty(0, 0))
     run.classifier.model.train(training)
     run.use(Split(torch.arange(24), torch.arange(24, 40)), at=0)
     twin = build_model().double().train(training)
@@ -611,3 +617,195 @@ def test_weights_that_are_all_zero_take_no_step_and_give_finite_gradients(optimi
         assert all(torch.equal(before[k], p) for k, p in run.classifier.params.items())
         assert torch.isfinite(run.weight_gradient(run.look_back(taken))).all()
         run.updates += 1
+
+
+# ---- other ways through a run
+
+
+@pytest.mark.parametrize("order", ["fused", "strict"])
+@pytest.mark.parametrize("name", ["mlp", "dropout", "transformer"])
+def test_ghost_products_of_a_run_are_the_gradient_of_its_step(name: str, order: str) -> None:
+    run, trainer = _open_run(name, *SETTINGS[3], estimator="ghost")
+    for _ in range(3):
+        run.classifier.schedule.at(run.updates)
+        trainer.rule = replace(trainer.rule, lr=run.classifier.schedule.lr)
+        seen = run.forward(run.train_batch(), remember=True)
+        if order == "strict":
+            look = run.look_ahead(seen, _weights(run.updates))
+        truth = _truth(run, trainer, seen, look.batch) if order == "strict" else None
+        taken = run.update(seen, _weights(run.updates), remember=order == "fused")
+        if order == "fused":
+            look = run.look_back(taken)
+            truth = _truth(run, trainer, seen, look.batch)
+        assert oracles.relative_error(run.weight_gradient(look), truth) < 1e-9
+        _finish(run, trainer, seen)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "central"])
+@pytest.mark.parametrize("name", ["mlp", "resnet-train", "transformer"])
+def test_the_gradient_of_the_logits_makes_that_of_the_losses(name: str, estimator: str) -> None:
+    run, _ = _open_run(name, *SETTINGS[0], estimator=estimator)
+    seen = run.forward(run.train_batch(), remember=True)
+    look = run.look_back(run.update(seen, _weights(0), remember=True))
+    slope = seen.logits.detach().softmax(1) - F.one_hot(seen.batch.y, 3)  # d l_i / d z_i
+    expected = (slope * run.logit_gradient(look)).sum(1) / 8
+    assert oracles.relative_error(run.weight_gradient(look), expected) < (1e-9 if estimator == "exact" else 1e-4)
+
+
+def test_ghost_products_take_no_backward_pass_of_their_own_unless_a_weight_is_zero() -> None:
+    for least, extra in ((0.1, 0), (0.0, 4)):
+        run, trainer = _open_run("mlp", *SETTINGS[3], estimator="ghost")
+        seen, w = run.forward(run.train_batch(), remember=True), _weights(0) + 0.1
+        w[2] = least
+        back = run.look_back(run.update(seen, w, remember=True))
+        streams = (seen.stream, rng.key(run.seed, "dropout-validation", 0))
+        pairs = (seen.batch.x, seen.batch.y), (back.batch.x, back.batch.y)
+        truth = trainer.weight_gradient(*pairs, w, streams=streams)
+        assert oracles.relative_error(run.weight_gradient(back), truth) < 1e-9
+        assert run.cost.virtual_backward == len(back.batch) + extra
+
+
+# ---- gradient accumulation
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+def test_a_batch_in_parts_gives_the_same_steps_and_gradients(name: str) -> None:
+    run, trainer = _open_run(name, *SETTINGS[3], accumulate=3, grad_clip=0.1)
+    for _ in range(3):
+        seen = _begin(run, trainer)
+        ahead = run.look_ahead(seen, _weights(run.updates))
+        assert oracles.relative_error(run.weight_gradient(ahead), _truth(run, trainer, seen, ahead.batch)) < 1e-9
+        back = run.look_back(run.update(seen, _weights(run.updates), remember=True))
+        assert oracles.relative_error(run.weight_gradient(back), _truth(run, trainer, seen, back.batch)) < 1e-9
+        _finish(run, trainer, seen)
+
+
+@pytest.mark.parametrize("name", ["dropout", "resnet-train"])
+def test_with_batch_statistics_and_dropout_the_gradient_is_that_of_the_parts(name: str) -> None:
+    def after(w: Tensor) -> tuple[Tensor, Tensor]:
+        run, _ = _open_run(name, "sgd", oracles.SGD(lr=0.1), accumulate=2)
+        look = run.look_ahead(run.forward(run.train_batch()), w)
+        return look.losses.mean(), run.weight_gradient(look)
+
+    w, step = _weights(0), 1e-6
+    found = after(w)[1]
+    for i in range(8):
+        nudge = step * F.one_hot(torch.tensor(i), 8)
+        assert float(after(w + nudge)[0] - after(w - nudge)[0]) / (2 * step) == pytest.approx(float(found[i]), rel=1e-4)
+
+
+def test_parts_cost_one_more_forward_pass_of_each_batch() -> None:
+    run, _ = _open_run("mlp", *SETTINGS[0], accumulate=2, estimator="exact")
+    seen = run.forward(run.train_batch())
+    look = run.look_back(run.update(seen, _weights(0), remember=True))
+    run.weight_gradient(look)
+    assert (run.cost.forward, run.cost.backward) == (16, 8)
+    assert (run.cost.virtual_forward, run.cost.virtual_backward) == (12 + 16, 6)  # validation twice, products
+
+
+@pytest.mark.parametrize("recipe", [{"estimator": "ghost"}, {"meta_share": 0.5}])
+def test_parts_keep_no_activations(recipe: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="use train.accumulate=1"):
+        _open_run("cnn", *SETTINGS[0], accumulate=2, **recipe)
+
+
+# ---- the present parameters instead of the next ones
+
+
+@pytest.mark.parametrize("name", ["mlp", "dropout"])
+def test_looking_here_gives_the_gradient_at_weights_zero(name: str) -> None:
+    run, trainer = _open_run(name, "sgd", oracles.SGD(lr=0.1))
+    seen = _begin(run, trainer)
+    look = run.look_here(seen)
+    streams = (seen.stream, rng.key(run.seed, "dropout-validation", 0))
+    pairs = (seen.batch.x, seen.batch.y), (look.batch.x, look.batch.y)
+    truth = trainer.weight_gradient(*pairs, torch.zeros(8, dtype=torch.float64), streams=streams)
+    assert oracles.relative_error(run.weight_gradient(look), truth) < 1e-9
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [SETTINGS[3], ("adam", oracles.Adam(lr=0.05))])
+def test_a_plain_look_ahead_leaves_momentum_and_decay_out(optimizer: str, rule: oracles.Rule) -> None:
+    run, trainer = _open_run("mlp", optimizer, rule)
+    for _ in range(2):
+        seen = _begin(run, trainer)
+        look = run.look_ahead(seen, _weights(run.updates), plain=True)
+        streams = (seen.stream, rng.key(run.seed, "dropout-validation", run.updates))
+        pairs = (seen.batch.x, seen.batch.y), (look.batch.x, look.batch.y)
+        plain = oracles.Trainer(run.classifier.model, oracles.SGD(lr=run.lr))
+        truth = plain.weight_gradient(*pairs, _weights(run.updates), streams=streams)
+        assert oracles.relative_error(run.weight_gradient(look), truth) < 1e-9
+        run.update(seen, _weights(run.updates))
+        _finish(run, trainer, seen)
+
+
+def test_a_step_can_follow_a_gradient_of_the_logits() -> None:
+    one, _ = _open_run("resnet-train", *SETTINGS[3])
+    two, _ = _open_run("resnet-train", *SETTINGS[3])
+    w = _weights(0)
+    seen = one.forward(one.train_batch())
+    slope = seen.logits.detach().softmax(1) - F.one_hot(seen.batch.y, 3)
+    one.update(seen, w, along=w[:, None] * slope / 8)
+    two.update(two.forward(two.train_batch()), w)
+    for key, p in one.classifier.params.items():
+        torch.testing.assert_close(p, two.classifier.params[key], rtol=1e-10, atol=1e-12)
+
+
+# ---- switches of torch
+
+
+@pytest.fixture
+def reduced() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("reduced")
+def test_differences_are_taken_in_full_float32_and_the_setting_comes_back() -> None:
+    run, trainer = _open_run("resnet-train", *SETTINGS[1], precision="float32")
+    seen = _begin(run, trainer)
+    back = run.look_back(run.update(seen, _weights(0).float(), remember=True))
+    found = run.weight_gradient(back).double()
+    truth = _truth(run, trainer, seen, back.batch)
+    assert float((found - truth).norm() / truth.norm()) < 1e-2
+    assert run.chooser.name == "central"  # the training losses were rounded, and are no base
+    assert is_reduced(torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("reduced")
+def test_an_error_inside_puts_the_switches_back() -> None:
+    def fail() -> None:
+        with full_float32():
+            assert not is_reduced(torch.device("cpu"))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert is_reduced(torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+# ---- compiled
+
+
+@pytest.mark.parametrize("estimator", ["exact", "central"])
+def test_a_compiled_classifier_finds_the_same_gradients(estimator: str) -> None:
+    run, trainer = _open_run("mlp", *SETTINGS[3], compile="aot_eager", estimator=estimator)
+    for _ in range(2):
+        run.classifier.schedule.at(run.updates)
+        trainer.rule = replace(trainer.rule, lr=run.classifier.schedule.lr)
+        seen = run.forward(run.train_batch(), remember=True)
+        back = run.look_back(run.update(seen, _weights(run.updates), remember=True))
+        error = oracles.relative_error(run.weight_gradient(back), _truth(run, trainer, seen, back.batch))
+        assert error < (1e-4 if estimator == "central" else 1e-9)
+        _finish(run, trainer, seen)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [({"compile": "inductr"}, "did you mean 'inductor'"), ({"compile": "eager", "meta_share": 0.5}, "meta_share=1")],
+)
+def test_what_cannot_be_compiled_is_said_before_the_first_step(recipe: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        _open_run("cnn", *SETTINGS[0], **recipe)

@@ -122,7 +122,7 @@ def test_overrides_reach_nested_settings_and_another_holdout() -> None:
         ("lrw-hard[detla=0.1]", {}, "lrw-hard.detla: unknown key; did you mean lrw-hard.delta?"),
         ("lrw-hard", {"lr": 0.1}, "lrw-hard.lr: unknown key; did you mean lrw-hard.weights.lr?"),
         ("lrw-hard[weights.network=ful]", {}, "lrw-hard.weights.network must be one of features, full"),
-        ("lrw-hard[holdout=harest]", {}, "lrw-hard.holdout.kind must be one of random, easiest, hardest, given"),
+        ("lrw-hard[holdout=harest]", {}, "lrw-hard.holdout.kind must be one of random, easiest, hardest, "),
         ("lrw-hard[holdout.trm=0]", {}, "lrw-hard.holdout.trm: unknown key; did you mean lrw-hard.holdout.trim?"),
         ("erm[q=1]", {}, "erm.q: unknown key; known: none"),
     ],

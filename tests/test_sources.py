@@ -126,15 +126,33 @@ def test_hidden_group_noise_flips_a_fifth_of_training_and_selection_labels_and_n
     assert int(of(data.train).group.sum()) == 48  # type: ignore[union-attr]
 
 
-def test_noise_flips_three_tenths_by_instance_and_longtail_thins_by_twenty() -> None:
+def test_noise_flips_three_tenths_by_instance_and_longtail_thins_by_fifty() -> None:
     noisy = of(load("digits", scenario="noise").train)
     assert noisy.clean_y is not None
     assert float((noisy.y != noisy.clean_y).float().mean()) == pytest.approx(0.3, abs=0.05)
     tail = load("digits", scenario="longtail")
     sizes = torch.bincount(of(tail.train).y).tolist()
     assert sizes == sorted(sizes, reverse=True)
-    assert 16 <= sizes[0] / sizes[-1] <= 24
+    assert 40 <= sizes[0] / sizes[-1] <= 60
     assert tail.headline == ("accuracy", "worst_class")
+
+
+def test_a_spurious_patch_says_whether_a_digit_is_odd_except_for_one_in_twenty() -> None:
+    data = load("digits", scenario="spurious")
+    train, test = of(data.train), of(data.tests["test"])
+    assert data.group_names == ("agreeing", "conflicting")
+    assert data.headline == ("accuracy[conflicting]", "accuracy[agreeing]")
+    assert train.group is not None
+    assert int(train.group.sum()) == 60
+    right = train.x[:, 0, :2, -2:].flatten(1).eq(1).all(1)
+    left = train.x[:, 0, :2, :2].flatten(1).eq(1).all(1)
+    odd = train.y % 2 == 1
+    assert torch.equal(torch.where(train.group == 1, ~odd, odd), right)
+    assert bool((left | right).all())
+    assert test.group is not None
+    assert torch.equal(test.y[:400], test.y[400:])
+    assert torch.equal(test.x[:400, :, 2:], test.x[400:, :, 2:])  # below the patches nothing differs
+    assert torch.bincount(test.group).tolist() == [400, 400]
 
 
 @pytest.mark.parametrize("scenario", SOURCES["digits"].scenarios)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from molere.errors import ConfigError, DataError, NumericsError
+from molere.settings import make_method
 from molere.split import (
+    Clean,
     Easiest,
     Given,
     Hardest,
@@ -37,13 +39,13 @@ def halves(n: int) -> Tensor:
     return torch.arange(n) % 2
 
 
-def run_of(y: Tensor, margins: Tensor | None = None, seed: int = 0) -> SimpleNamespace:
+def run_of(y: Tensor, margins: Tensor | None = None, seed: int = 0, clean_y: Tensor | None = None) -> SimpleNamespace:
     """What a holdout sees of a run; notes how margins were asked for."""
     asked: list[tuple[str, int, float]] = []
 
     class Pool:
         def __init__(self) -> None:
-            self.y = y
+            self.y, self.clean_y = y, clean_y
 
         def __len__(self) -> int:
             return len(y)
@@ -407,6 +409,64 @@ def test_random_holdout_draws_from_the_runs_stream() -> None:
     y = halves(100)
     first, again, other = (Random()(run_of(y, seed=s), 0.1).val.tolist() for s in (1, 1, 2))
     assert first == again != other
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.5), st.sampled_from([0.05, 0.1, 0.2]))
+def test_a_clean_part_holds_right_labels_only_in_proportion_to_their_classes(
+    seed: int, noise: float, delta: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.arange(90) % 3
+    y = torch.where(torch.rand(90, generator=generator) < noise, (true + 1) % 3, true)
+    part = Clean().part(run_of(y, seed=seed, clean_y=true), delta)
+    assert len(part) == len(set(part.tolist())) == part_size(90, delta)
+    assert torch.equal(y[part], true[part])
+    right = counts(y[y == true])
+    for c, n in counts(y[part]).items():
+        assert abs(n - len(part) * right[c] / sum(right.values())) < 1
+
+
+@pytest.mark.parametrize("per_class", [None, 3])
+def test_where_all_labels_are_right_a_clean_part_is_a_random_one(per_class: int | None) -> None:
+    y = halves(60)
+    clean = Clean(per_class=per_class).part(run_of(y, seed=4, clean_y=y), 0.1)
+    assert torch.equal(clean, Random(per_class=per_class).part(run_of(y, seed=4), 0.1))
+
+
+@pytest.mark.parametrize("rule", [Random(per_class=4), Clean(per_class=4)])
+def test_so_many_of_each_class_are_taken_whatever_delta_says_but_never_the_last(rule: Random | Clean) -> None:
+    y = torch.tensor([0] * 20 + [1] * 10 + [2] * 3 + [3])
+    part = rule.part(run_of(y, clean_y=y), 0.5)
+    assert counts(y[part]) == {0: 4, 1: 4, 2: 2}
+
+
+def test_a_pool_of_single_examples_has_no_balanced_part() -> None:
+    with pytest.raises(DataError, match="no class has two examples"):
+        Random(per_class=1).part(run_of(torch.arange(20)), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("clean_y", "sentence"),
+    [
+        (None, "holdout=clean needs true labels and these data have none: pass clean_y or holdout=random."),
+        (1 - halves(40), "holdout=clean: no label equals clean_y; check that both are of the same examples."),
+        (
+            torch.where(torch.arange(40) < 4, halves(40), 1 - halves(40)),
+            "8 are to validate and 2 labels to spare are right: use a smaller delta.",
+        ),
+    ],
+    ids=["unknown", "none right", "too few right"],
+)
+def test_a_clean_part_that_cannot_be_had_is_refused_in_one_sentence(clean_y: Tensor | None, sentence: str) -> None:
+    with pytest.raises(DataError) as error:
+        Clean().part(run_of(halves(40), clean_y=clean_y), 0.2)
+    assert str(error.value) == sentence
+
+
+def test_a_clean_holdout_is_named_like_the_others() -> None:
+    short, long = make_method("mwn[holdout=clean]"), make_method("mwn[holdout.kind=clean,holdout.per_class=5]")
+    assert getattr(short, "holdout") == Clean()  # noqa: B009
+    assert getattr(long, "holdout") == Clean(per_class=5)  # noqa: B009
 
 
 @pytest.mark.parametrize("rule", [Easiest, Hardest])

@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import json
+import mmap
 import os
 import socket
 import subprocess
@@ -224,7 +225,9 @@ def test_the_environment_is_json_without_names_and_paths() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the mark")
 def test_peak_memory_sees_what_was_freed_within_and_forgets_what_was_before() -> None:
     def touch(mib: int) -> None:
-        bytearray(b"x") * (mib * 2**20)
+        with mmap.mmap(-1, mib * 2**20) as fresh:  # pages of its own, whatever lies free in the process
+            for page in range(0, len(fresh), mmap.PAGESIZE):
+                fresh[page] = 1
 
     with PeakMemory() as nothing:
         pass

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from molere.recipe import Recipe
     from molere.result import Result
     from molere.run import fit
-    from molere.split import Easiest, Given, Hardest, Random, Split, probabilistic_margin
+    from molere.split import Clean, Easiest, Given, Hardest, Random, Split, probabilistic_margin
     from molere.testing import check_method
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "Random",
     "Easiest",
     "Hardest",
+    "Clean",
     "Given",
     "Learner",
     "weight_gradient",
@@ -62,7 +63,7 @@ __all__ = [
 _MODULES = {
     "molere.data.pool": ("Batch", "Pool", "TensorPool", "DatasetPool", "Data"),
     "molere.data.sources": ("load",),
-    "molere.split": ("Split", "probabilistic_margin", "Random", "Easiest", "Hardest", "Given"),
+    "molere.split": ("Split", "probabilistic_margin", "Random", "Easiest", "Hardest", "Clean", "Given"),
     "molere.learner": ("Learner",),
     "molere.metagrad": ("weight_gradient", "ForwardMode", "CentralDifference", "OneSidedDifference"),
     "molere.method": ("Method", "Run"),

@@ -1,6 +1,7 @@
 """Batches: which examples come next, as a function of the seed, the split and the number of updates."""
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from molere.split import Split
 class Batches:
     """Two endless streams of pool positions, shuffled anew each lap: the training part's and the validation part's.
 
-    Both begin anew with each split. What has to be saved is the split and two integers: the update at which the
-    streams began and the number of validation examples drawn since.
+    Both begin anew with each split, and go on with the one in force. What has to be saved is the split and two
+    integers: the update at which the streams began and the number of validation examples drawn since.
     """
 
     def __init__(self, size: int, seed: int, device: torch.device) -> None:
@@ -25,9 +26,11 @@ class Batches:
         self._laps: dict[tuple[str, int], Tensor] = {}
 
     def use(self, split: Split, *, at: int) -> None:
-        """Begin both streams anew at update `at`, on another split or the same."""
-        there = split.train.device == self._device
-        moved = split if there else Split(split.train.to(self._device), split.val.to(self._device), split.shared)
+        """Begin both streams anew at update `at`; the very split that is in force goes on instead."""
+        if split is self.split:
+            return
+        train, val = split.train.to(self._device), split.val.to(self._device)
+        moved = split if train is split.train and val is split.val else replace(split, train=train, val=val)
         self.split, self._began, self._drawn = moved, at, 0
         self._laps.clear()
 
@@ -58,11 +61,10 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:  # Any: numbers and tensors
         """All that changes."""
-        split = {"train": self.split.train, "val": self.split.val, "shared": self.split.shared}
+        split = {f.name: getattr(self.split, f.name) for f in fields(self.split)}
         return {"split": split, "began": self._began, "drawn": self._drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Undo `state_dict`."""
-        split = state["split"]
-        self.use(Split(split["train"], split["val"], shared=split["shared"]), at=state["began"])
+        self.use(Split(**state["split"]), at=state["began"])
         self._drawn = state["drawn"]

@@ -7,14 +7,16 @@ stopped, runs that fail are listed and do not stop the others.
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from molere import search, tuning
 from molere.jobs import Failure, Job, Outcome, Plan, Progress, run_here
 from molere.ledger import Ledger, machine
 from molere.request import Request, call, cores, request, side_by_side
+from molere.tuning import Chosen
 
 if TYPE_CHECKING:
     import molere.report
@@ -28,7 +30,8 @@ PARTS: Mapping[str, str] = {}
 class Comparison:
     """What a comparison found. Printing it shows the table; notebooks show it as HTML.
 
-    results: the stored dictionary of each run that has ended well. failures: why the others have not.
+    results: the stored dictionary of each run that has ended well. failures: why the others have not. tuning: what was
+    chosen for each method, if they were tuned.
     """
 
     results: list[dict[str, Any]]
@@ -36,6 +39,7 @@ class Comparison:
     about: "molere.report.About"
     folder: Path | None
     failures: Mapping[tuple[str, int], Failure]
+    tuning: tuple[Chosen, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -80,7 +84,8 @@ class Comparison:
         return report.html(self.table, self.about)
 
     def _closing(self) -> list[str]:
-        return [f"Written to {self.folder}"] if self.folder else []
+        tuned = [f"Tuned, {c.trials} trials: {c.label} {c.words}" for c in self.tuning]
+        return tuned + ([f"Written to {self.folder}"] if self.folder else [])
 
 
 def compare(
@@ -93,6 +98,7 @@ def compare(
     out: str | Path | None = None,
     jobs: int | Literal["auto"] = 1,
     resume: bool = True,
+    tune: int = 0,
     progress: Callable[[Progress], None] | None = None,
     command: str | None = None,
 ) -> Comparison:
@@ -105,8 +111,9 @@ def compare(
     comparison, its runs and tables; none: nothing is kept. jobs: runs side by side in processes of their own
     (then everything above must be names and settings); auto: as many as there are cores, one at a time on a
     GPU. resume: go on where a comparison in `out` stopped; its methods and seeds may be added to. False:
-    start anew. progress: called with news of each run, in this process. command: what the report names as
-    the way to make it again; none: this call.
+    start anew. tune: trials of a random search for each method before the comparison, on the data of the first
+    seed and judged on selection data; 0: none. progress: called with news of each run, in this process.
+    command: what the report names as the way to make it again; none: this call.
 
     Returns:
         The comparison, failed runs among it.
@@ -114,7 +121,8 @@ def compare(
     Raises: ConfigError, DataError: before any training. StorageError: `out` is in use, not writable, or
     holds another comparison. If no run at all ended well: the error of the first.
     """
-    asked = request(methods, data, model, recipe, seeds)
+    asked = request(methods, data, model, recipe, seeds, tune)
+    search.check(asked.methods, data, recipe, tune)
     count = side_by_side(jobs, asked)
     with ExitStack() as stack:
         ledger = None if out is None else stack.enter_context(Ledger(Path(out)))
@@ -123,9 +131,15 @@ def compare(
             cache = ledger.cache
         else:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if count > 1 else None
-        tally = _Tally(asked, ledger, progress, resume)
+        plan = Plan(data, model, recipe, cache, resume, **PARTS)
+        tally = _Tally(asked, ledger, progress)
+
+        def run(jobs: Sequence[Job], take: Callable[[Progress | Outcome], None]) -> None:
+            _run(jobs, plan, take, count)
+
         try:
-            _run(tally.waiting, Plan(data, model, recipe, cache, resume, **PARTS), tally.take, count)
+            tally.enter(tuning.tune(asked, ledger, run, tally.tell, resume=resume), resume)
+            run(tally.waiting, tally.take)
         except BaseException as error:
             tally.stop(error)
             raise
@@ -135,42 +149,48 @@ def compare(
 class _Tally:
     """What is known of each job while a comparison runs."""
 
-    def __init__(
-        self, asked: Request, ledger: Ledger | None, progress: Callable[[Progress], None] | None, resume: bool
-    ) -> None:
-        self.labels, self.seeds = tuple(asked.methods), asked.seeds
+    def __init__(self, asked: Request, ledger: Ledger | None, progress: Callable[[Progress], None] | None) -> None:
+        self.asked, self.labels, self.seeds = asked, tuple(asked.methods), asked.seeds
         self.ledger, self.progress = ledger, progress
         self.results: dict[tuple[str, int], dict[str, Any]] = {}
         self.failures: dict[tuple[str, int], Failure] = {}
         self.waiting: list[Job] = []
-        for seed in self.seeds:
-            for label, method in asked.methods.items():
-                folder = ledger.run_folder(label, seed) if ledger else None
-                self._enter(Job(label, method, seed, folder), resume)
+        self.tuning: tuple[Chosen, ...] = ()
         self.headline: Sequence[str] | None = (ledger.status() if ledger else {}).get("headline")
         self._note("running")
+
+    def enter(self, chosen: Mapping[str, Chosen | Failure], resume: bool) -> None:
+        """All runs, those of tuned methods with what was chosen; a method whose trials all failed has failed."""
+        self.tuning = tuple(c for c in chosen.values() if isinstance(c, Chosen))
+        for seed in self.seeds:
+            for label, method in self.asked.methods.items():
+                found, folder = chosen.get(label), self.ledger.run_folder(label, seed) if self.ledger else None
+                if isinstance(found, Failure):
+                    self.take(Outcome(Job(label, method, seed, folder), failure=found))
+                else:
+                    self._enter(_job(Job(label, method, seed, folder), found), resume)
 
     def _enter(self, job: Job, resume: bool) -> None:
         kept = self.ledger.finished(job) if self.ledger and resume else None
         if kept is None:
             self.waiting.append(job)
         else:
-            self.results[job.label, job.seed] = kept
-            self._tell(Progress(job, "kept", 1.0, kept.get("last") or {}))
+            self.results[job.label, job.seed] = kept if job.tuned is None else {**kept, "tuned": dict(job.tuned)}
+            self.tell(Progress(job, "kept", 1.0, kept.get("last") or {}))
 
     def take(self, news: Progress | Outcome) -> None:
         """Take in what a job says."""
         if isinstance(news, Progress):
-            self._tell(news)
+            self.tell(news)
             return
         key = (news.job.label, news.job.seed)
         if news.result is not None:
             self.results[key] = news.result
             self.headline = news.result.get("headline") or self.headline
-            self._tell(Progress(news.job, "done", 1.0, news.result.get("last") or {}))
+            self.tell(Progress(news.job, "done", 1.0, news.result.get("last") or {}))
         elif news.failure is not None:
             self.failures[key] = news.failure
-            self._tell(Progress(news.job, "failed", 1.0))
+            self.tell(Progress(news.job, "failed", 1.0))
         self._note("running")
 
     def stop(self, error: BaseException) -> None:
@@ -211,8 +231,10 @@ class _Tally:
             date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
             machine="; ".join(self._machines()),
             jobs=count,
+            tuning=self.tuning,
         )
-        return Comparison(results, table, about, self.ledger.path if self.ledger else None, self.failures)
+        folder = self.ledger.path if self.ledger else None
+        return Comparison(results, table, about, folder, self.failures, self.tuning)
 
     def _machines(self) -> list[str]:
         if self.ledger is not None:
@@ -223,7 +245,8 @@ class _Tally:
 
         return [machine(environment("cuda" if torch.cuda.is_initialized() else "cpu"))]
 
-    def _tell(self, news: Progress) -> None:
+    def tell(self, news: Progress) -> None:
+        """Pass news on to whoever wants them."""
         if self.progress is not None:
             self.progress(news)
 
@@ -249,6 +272,16 @@ def _run(jobs: Sequence[Job], plan: Plan, emit: Callable[[Progress | Outcome], N
     from molere.workers import run_side_by_side
 
     run_side_by_side(jobs, plan, emit, workers=count, threads=max(1, cores() // count))
+
+
+def _job(job: Job, chosen: Chosen | None) -> Job:
+    """The run with the settings that were chosen."""
+    if chosen is None:
+        return job
+    method, train = search.applied(job.method, chosen.settings)
+    kept = {"trial": chosen.trial, "trials": chosen.trials, "seed": chosen.seed, "settings": dict(chosen.settings)}
+    kept |= {"validation_accuracy": chosen.accuracy, "search": dict(chosen.search), "cost": dict(chosen.cost)}
+    return replace(job, method=method, train=train, tuned=kept)
 
 
 def _title(result: Mapping[str, Any], seeds: int) -> str:

@@ -30,6 +30,7 @@ def of_each(run: Run, logits: Float[Tensor, "N c"]) -> dict[str, Any]:  # Any: a
         "loss": cross_entropy(logits, y),
         "margin": probabilistic_margin(logits.softmax(1), y),
         "weight": run.notes.weight,
+        "weight_mean": run.notes.weight_mean,
         "train_probability": torch.full((n,), float("nan")),
         "in_validation": validates,
         "times_in_validation": run.notes.times_in_validation,

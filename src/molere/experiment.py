@@ -56,6 +56,8 @@ class Experiment:
     """Folder for the results; none: a name below ./molere-runs."""
     jobs: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
     """Runs side by side."""
+    tune: Annotated[int, Ge(0)] = 0
+    """Trials of a random search on validation data, for every method; 0: no tuning."""
     resume: str = "auto"
     """auto: go on where the folder stopped; never: start anew; or the folder to go on with."""
 
@@ -76,6 +78,7 @@ class Experiment:
     def hash(self) -> str:
         """Eight hexadecimal digits of what is trained: not of seeds, methods, folder and number of jobs."""
         what = {k: v for k, v in asdict(self).items() if k in ("data", "model", "preset", "train", "method")}
+        what |= {"tune": self.tune} if self.tune else {}
         text = json.dumps({**what, "scenario": self.scenario}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -121,7 +124,8 @@ def _methods(value: object) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in cast(list[object], texts)):
         raise ConfigError(f"methods must be a list such as [erm, molere]; got {one_line(value)}.")
-    return [str(s) for s in settings.parse_specs(",".join(cast(list[str], texts)))]
+    named = ",".join(cast(list[str], texts))
+    return [str(s) for s in settings.parse_specs(",".join(registry.METHODS) if named.strip() == "all" else named)]
 
 
 def _seeds(value: object) -> list[int]:

@@ -3,6 +3,7 @@
 Needs no torch until a job runs: what trains and what loads data are named, not imported.
 """
 
+import dataclasses
 import importlib
 import time
 import traceback
@@ -13,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeGuard
 
 from molere import errors
 from molere.errors import DataError, MolereError
+from molere.storage import files
 
 State = Literal["kept", "running", "done", "failed"]
 Event = Mapping[str, Any]  # what an observer of a run is told; numbers and short texts
@@ -21,12 +23,19 @@ EVERY = 0.2  # seconds between two reports of progress
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a comparison. folder: where it is kept, and continued from; None: nowhere."""
+    """One run of a comparison. folder: where it is kept, and continued from; None: nowhere.
+
+    train: settings of training over the plan's. trial: its number, if it is one of a search; it is then tested on the
+    selection data. tuned: what a search chose for this run, to be kept with its result.
+    """
 
     label: str
     method: Any  # a spec, or a Method, which is not imported here
     seed: int
     folder: Path | None = None
+    train: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    trial: int | None = None
+    tuned: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class Bench:
         """Train and evaluate; an exception becomes the outcome's failure, so that the next job can go on."""
         try:
             data = self._data(job.seed)
+            data = data if job.trial is None else _without_tests(data)
         except Exception as error:
             return Outcome(job, failure=Failure.of(error, fatal=True))
         try:
@@ -115,7 +125,7 @@ class Bench:
                 job.method,
                 data=data,
                 model=self.plan.model,
-                recipe=self.plan.recipe,
+                recipe=_recipe(self.plan.recipe, job.train),
                 seed=job.seed,
                 out=job.folder,
                 resume="auto" if self.plan.resume else "never",
@@ -125,7 +135,12 @@ class Bench:
             ).as_dict()
         except Exception as error:
             return Outcome(job, failure=Failure.of(error))
-        return Outcome(job, result={**result, "headline": list(data.headline)})
+        result = {**result, "headline": list(data.headline)}
+        if job.tuned is not None:
+            result["tuned"] = dict(job.tuned)
+            if job.folder is not None:
+                files.write_json(job.folder / "result.json", result)
+        return Outcome(job, result=result)
 
     def _data(self, seed: int) -> Any:
         """The data of a seed: named data are loaded anew (another split), given data are the same for all."""
@@ -135,6 +150,22 @@ class Bench:
             self._loaded = None  # free the memory first
             self._loaded = (seed, self._load(**{**load_arguments(self.plan.data), "seed": seed}))
         return self._loaded[1]
+
+
+def _without_tests(data: Any) -> Any:
+    """The data with the selection part as the only test set."""
+    if data.select is None:
+        raise DataError(f"{data.name} has no selection data to tune on; pass select= when you load it")
+    return dataclasses.replace(data, tests={"validation": data.select})
+
+
+def _recipe(recipe: Any, train: Mapping[str, Any]) -> Any:
+    """The recipe of a comparison with other settings of training."""
+    if not train:
+        return recipe
+    if recipe is None or is_mapping(recipe):
+        return {**(recipe or {}), **train}
+    return dataclasses.replace(recipe, **train)
 
 
 def run_here(jobs: Iterable[Job], plan: Plan, emit: Emit) -> None:

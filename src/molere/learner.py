@@ -4,7 +4,7 @@
 buffers, and leaves parameters, buffers, gradients and the global random state bit for bit as they were.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ class Learner:
         grad_clip: largest norm of the gradient, or none.
         scaled: scale losses before backward (float16 autocast).
         channels_last: give images to the module in that memory order.
+        backend: of torch.compile, through which the module is called; none: as it is.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Learner:
         grad_clip: float | None = None,
         scaled: bool = False,
         channels_last: bool = False,
+        backend: str | None = None,
     ) -> None:
         self.name = name
         self.model = model
+        self._called = model if backend is None else cast(Callable[..., Tensor], torch.compile(model, backend=backend))
         self.optimizer = optimizer
         self.schedule = schedule
         self.grad_clip = grad_clip
@@ -55,10 +58,11 @@ class Learner:
         self._clipped: tuple[float, float] | None = None
         self._stood_still = False
         self._slots = _slots(model, self.params)
+        self._before: Params | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The module's output."""
-        return self.model(*map(self._cast, inputs))
+        return self._called(*map(self._cast, inputs))
 
     def _cast(self, x: Tensor) -> Tensor:
         """The input as the module wants it: float64 if its parameters are, images in its memory order."""
@@ -76,11 +80,26 @@ class Learner:
 
     def descend(self, output: Tensor, cotangent: Tensor) -> None:
         """One update along the chain rule: cotangent = dL/d output, of the output's shape."""
+        self.descend_parts([(output, cotangent)])
+
+    def descend_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """One update along the sum of several (output, cotangent), each backward before the next is asked for."""
         self._clear()
-        if self._scaler is not None:
-            cotangent = self._scaler.scale(cotangent)
-        output.backward(cotangent)  # pyright: ignore[reportUnknownMemberType]
+        for output, cotangent in parts:
+            scaled = cotangent if self._scaler is None else self._scaler.scale(cotangent)
+            output.backward(scaled)  # pyright: ignore[reportUnknownMemberType]
         self._apply()
+
+    def follow(self, grads: Params) -> None:
+        """One update along gradients that are known already; parameters without one stay."""
+        for name, p in self.params.items():
+            p.grad = _laid_out(grads[name], p) if name in grads else None
+        self._apply()
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied with before their backward pass (float16); 1 otherwise."""
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def _clear(self) -> None:
         for p in self._leaves:
@@ -112,6 +131,14 @@ class Learner:
     def snapshot(self) -> Params:
         """Copies of the trainable parameters."""
         return {k: p.detach().clone() for k, p in self.params.items()}
+
+    def remembered(self) -> Params:
+        """As `snapshot`, in tensors that the next call overwrites."""
+        if self._before is None:
+            self._before = self.snapshot()
+        else:
+            torch._foreach_copy_(list(self._before.values()), [p.detach() for p in self._leaves])  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        return self._before
 
     @contextmanager
     def at(
@@ -154,7 +181,20 @@ class Learner:
         """(d theta'/d grad)^T direction for the step just taken from `before`."""
         if self._stood_still:
             return {k: torch.zeros_like(v) for k, v in direction.items()}
-        return sensitivity(direction, grads=self.grads(), before=before, clip=self._clipped)
+        grads = {} if self._clipped is None and not sensitivity.reads_gradients else self.grads()
+        return sensitivity(direction, grads=grads, before=before, clip=self._clipped)
+
+    def free_gradients(self, sensitivity: Sensitivity) -> None:
+        """Give the memory of the last step's gradients back, if `pull_back` will not read them."""
+        if self._clipped is None and not sensitivity.reads_gradients:
+            self._clear()
+
+    def plain_step(self, grads: Params) -> tuple[Params, PullBack]:
+        """theta' = theta - lr grads, without momentum or weight decay, and v -> -lr v."""
+        lr = {id(p): float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
+        rate = {k: lr.get(id(p), 0.0) for k, p in self.params.items()}
+        ahead = {k: p.detach() - rate[k] * grads[k] for k, p in self.params.items()}
+        return ahead, lambda v: {k: -rate[k] * t for k, t in v.items()}
 
     def lookahead(self, grads: Params) -> tuple[Params, PullBack]:
         """theta' of one optimiser step along `grads`, and v -> (d theta'/d grads)^T v, without taking the step.
@@ -167,7 +207,7 @@ class Learner:
         moved = [p for g in optimizer.param_groups for p in g["params"]]
         twins: dict[Tensor, Tensor] = {p: p.detach().clone() for p in (*self._leaves, *moved)}
         for name, p in self.params.items():
-            twins[p].grad = grads[name].detach().clone()
+            twins[p].grad = torch.empty_like(p).copy_(grads[name])
         states, groups = optimizer.state, optimizer.param_groups
         try:
             optimizer.param_groups = [{**g, "params": [twins[p] for p in g["params"]]} for g in groups]
@@ -209,6 +249,11 @@ class Learner:
             self.schedule.load_state_dict(state["schedule"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def _laid_out(grad: Tensor, p: Tensor) -> Tensor:
+    """A gradient in its parameter's memory order, in which fused optimisers read both; autograd may give another."""
+    return grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:  # Any: an optimiser's state is numbers and tensors

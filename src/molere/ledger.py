@@ -1,6 +1,6 @@
 """The folder of a comparison: what was asked for, which runs are finished, the tables. Needs no torch.
 
-config.yaml status.json table.md table.csv table.json runs/LABEL/seed-K/ cache/ LOCK
+config.yaml status.json table.md table.csv table.json runs/LABEL/seed-K/ tune/LABEL/trial-K/ cache/ LOCK
 """
 
 import hashlib
@@ -76,8 +76,8 @@ class Ledger:
 
     def finished(self, job: Job) -> dict[str, Any] | None:
         """The result of a job that has ended well before; None when it has not, or is not readable."""
-        folder = self.run_folder(job.label, job.seed)
-        if not (folder / "DONE").exists():
+        folder = job.folder
+        if folder is None or not (folder / "DONE").exists():
             return None
         try:
             result = files.read_json(folder / "result.json")

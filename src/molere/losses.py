@@ -99,6 +99,36 @@ def trimmed_mean(losses: Float[Tensor, " n"], share: float) -> Float[Tensor, ""]
     return losses[kept].mean()
 
 
+def worst_mean(losses: Float[Tensor, " n"], share: float) -> Float[Tensor, ""]:
+    """Mean of the floor(share * n) largest losses, at least one: CVaR of level `share`."""
+    k = max(1, math.floor(share * len(losses) + TOLERANCE))
+    return losses.topk(k).values.mean()
+
+
+def invariance_penalty(
+    logits: Float[Tensor, "n c"], y: Int[Tensor, " n"], group: Int[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """Mean over groups e of (d R_e(a f) / d a at a = 1)^2, R_e their mean cross-entropy (IRMv1, Arjovsky et al., 2019).
+
+    For logits f, d l_i(a f) / d a at a = 1 is sum_c (p_ic - 1[y_i = c]) f_ic.
+    """
+    f = _wide(logits)
+    slope = ((f.softmax(1) - F.one_hot(y, f.shape[1])) * f).sum(1)
+    return group_means(slope, group).square().mean()
+
+
+def risk_variance(losses: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Variance of the groups' mean losses (V-REx, Krueger et al., 2021), over the number of groups."""
+    return group_means(losses, group).var(correction=0)
+
+
+def group_means(values: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " g"]:
+    """The mean of each group that is there."""
+    counts = group.bincount()
+    sums = values.new_zeros(len(counts)).index_add(0, group, values)
+    return sums[counts > 0] / counts[counts > 0]
+
+
 def _wide(values: Tensor) -> Tensor:
     """Values in float32 at least: half precision knows nothing between 0.996 and 1."""
     return values if values.dtype == torch.float64 else values.float()

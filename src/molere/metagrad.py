@@ -24,10 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
 from molere.errors import ConfigError
+from molere.kernels import uncompiled
 from molere.learner import Learner
 from molere.optim import Params
 
-Losses = Callable[[Params], Float[Tensor, " n"]]
+Outputs = Callable[[Params], Float[Tensor, "n *c"]]
+"""Theta -> losses [n] or logits [n, c] of a batch; every estimator takes either."""
 
 DIFFERENCE_STEP = 1e-5
 """Length of a difference step over that of theta (or 1, if larger): more meets kinks and curvature, less rounding."""
@@ -35,12 +37,17 @@ DIFFERENCE_STEP = 1e-5
 
 @runtime_checkable
 class Estimator(Protocol):
-    """Takes < direction, grad l_i(theta) > for all i; `base` is l(theta), where the caller has it already."""
+    """Takes < direction, grad l_i(theta) > for all outputs l_i; `base` is l(theta), where the caller has it already."""
 
     def __call__(
-        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
-        """The n products."""
+        self,
+        outputs: Outputs,
+        theta: Params,
+        direction: Params,
+        *,
+        base: Float[Tensor, "n *c"] | None = None,
+    ) -> Float[Tensor, "n *c"]:
+        """The products, of the outputs' shape."""
         ...
 
     @property
@@ -66,24 +73,29 @@ class ForwardMode:
     passes: int = 2
 
     def __call__(
-        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
+        self,
+        outputs: Outputs,
+        theta: Params,
+        direction: Params,
+        *,
+        base: Float[Tensor, "n *c"] | None = None,
+    ) -> Float[Tensor, "n *c"]:
         """d/dt l(theta + t direction) at t = 0."""
         _load_quietly()
         try:
-            return self._products(losses, theta, direction)
+            return self._products(outputs, theta, direction)
         except NotImplementedError:
             pass
         try:
             with _plain_kernels():
-                return self._products(losses, theta, direction)
+                return self._products(outputs, theta, direction)
         except NotImplementedError as error:
             reason = str(error).partition(". ")[0].partition("\n")[0]
             raise ConfigError(f"no exact products for this module; use the central difference. {reason}") from error
 
-    def _products(self, losses: Losses, theta: Params, direction: Params) -> Float[Tensor, " n"]:
-        with _plain_attention(), torch.no_grad(), forward_ad.dual_level():
-            out = losses({k: forward_ad.make_dual(t.detach(), direction[k]) for k, t in theta.items()})
+    def _products(self, outputs: Outputs, theta: Params, direction: Params) -> Float[Tensor, "n *c"]:
+        with _plain_attention(), uncompiled(), torch.no_grad(), forward_ad.dual_level():
+            out = outputs({k: forward_ad.make_dual(t.detach(), direction[k]) for k, t in theta.items()})
             primal, tangent = forward_ad.unpack_dual(out)
             return torch.zeros_like(primal) if tangent is None else tangent.clone()
 
@@ -125,15 +137,20 @@ class OneSidedDifference:
     passes: int = 1
 
     def __call__(
-        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
+        self,
+        outputs: Outputs,
+        theta: Params,
+        direction: Params,
+        *,
+        base: Float[Tensor, "n *c"] | None = None,
+    ) -> Float[Tensor, "n *c"]:
         """The forward difference with |e v| = 1e-5 |theta|."""
         step = _step(theta, direction)
         with torch.no_grad():
-            start = losses(theta) if base is None else base.detach()
+            start = outputs(theta) if base is None else base.detach()
             if step == 0:
                 return torch.zeros_like(start)
-            return (losses(_moved(theta, direction, step)) - start) / step
+            return (outputs(_moved(theta, direction, step)) - start) / step
 
 
 @dataclass(frozen=True)
@@ -144,13 +161,20 @@ class CentralDifference:
     passes: int = 2
 
     def __call__(
-        self, losses: Losses, theta: Params, direction: Params, *, base: Float[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n"]:
+        self,
+        outputs: Outputs,
+        theta: Params,
+        direction: Params,
+        *,
+        base: Float[Tensor, "n *c"] | None = None,
+    ) -> Float[Tensor, "n *c"]:
         """The central difference with |e v| = 1e-5 |theta|."""
         step = _step(theta, direction)
         with torch.no_grad():
-            ahead = losses(_moved(theta, direction, step))
-            return (ahead - losses(_moved(theta, direction, -step))) / (2 * step) if step else torch.zeros_like(ahead)
+            ahead = outputs(_moved(theta, direction, step))
+            if step == 0:
+                return torch.zeros_like(ahead)
+            return (ahead - outputs(_moved(theta, direction, -step))) / (2 * step)
 
 
 ESTIMATORS: dict[str, Estimator] = {e.name: e for e in (ForwardMode(), OneSidedDifference(), CentralDifference())}
@@ -183,7 +207,7 @@ def gradient(loss: Callable[[Params], Float[Tensor, ""]], theta: Params) -> Para
 
 def weight_gradient(
     learner: Learner,
-    losses: Losses,
+    losses: Outputs,
     val_loss: Callable[[Params], Float[Tensor, ""]],
     w: Float[Tensor, " n"],
     *,

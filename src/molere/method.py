@@ -2,9 +2,12 @@
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +20,7 @@ from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, StorageError
 from molere.learner import Learner
 from molere.losses import cross_entropy
-from molere.metagrad import gradients
+from molere.metagrad import Outputs, gradients
 from molere.models import feature_width
 from molere.notes import Notes
 from molere.optim import Params, make_optimizer
@@ -25,11 +28,15 @@ from molere.passes import Passes
 from molere.probe import Chooser
 from molere.recipe import Recipe
 from molere.split import Split, probabilistic_margin, random_part
-from molere.steps import Cost, Look, Seen, Taken, chunks, mean
+from molere.steps import Cost, Look, Objective, Products, Risk, Seen, Taken, chunks, mean
+from molere.suffix import Suffix
 
 S = TypeVar("S")
 
 EVAL_BATCH = 1024
+
+LEAST_WEIGHT = 1e-4
+"""Above it, an example's gradient can be had by dividing that of the weighted mean."""
 
 
 class Method(abc.ABC, Generic[S]):
@@ -68,6 +75,8 @@ class Scouting:
     on: Int[Tensor, " k"]
     epochs: float = 1.0
     method: Method[Any] | None = None
+    select: Int[Tensor, " m"] | None = None
+    """Examples that choose the epoch, by least mean loss; none: the last epoch."""
 
 
 class Run:
@@ -78,6 +87,7 @@ class Run:
         recipe: how the classifier is trained.
         seed: of all draws of this run.
         classifier: the module being trained, its optimiser and schedule.
+        head: its last linear layer, which reads the features; none if it has none.
         epoch, updates: epochs begun and classifier updates done.
         budget, per_epoch: classifier updates in all and for each epoch.
         cost: passes counted so far.
@@ -99,14 +109,17 @@ class Run:
         per_epoch: int,
         batch_size: int,
         scouts: Scouts,
+        suffix: Suffix | None = None,
     ) -> None:
         self.pool, self.recipe, self.seed, self.classifier, self.device = pool, recipe, seed, classifier, device
         self.budget, self.per_epoch, self.batch_size = budget, per_epoch, batch_size
         self.epoch, self.updates, self.cost = 0, 0, Cost()
         self.learners: dict[str, Learner] = {"classifier": classifier}
-        self.notes, self.chooser = Notes(len(pool), device), Chooser(recipe.estimator)
+        flipped = None if pool.clean_y is None else pool.clean_y.to(pool.y.device) != pool.y
+        self.notes, self.chooser = Notes(len(pool), device, flipped), Chooser(recipe.estimator)
         self.waited = 0.0
-        self._scouts, self._passes = scouts, Passes(classifier, head, recipe, device)
+        self.head = head
+        self._scouts, self._passes = scouts, Passes(classifier, head, recipe, device, suffix)
         self._bank: Bank | None = None
         self._batches = Batches(len(pool), seed, device)
         self._augments = recipe.augment and pool.augments
@@ -150,7 +163,10 @@ class Run:
         self.use(split, at=self.updates + 1)
 
     def use(self, split: Split, *, at: int) -> None:
-        """Train and validate on this split from update `at` on; both streams of batches begin anew."""
+        """Train and validate on this split from update `at` on; both streams of batches begin anew.
+
+        They go on where they are if this is the split in force (`run.split` itself).
+        """
         self._batches.use(split, at=at)
         if len(split.val):
             self.notes.validated(self.split.val)
@@ -165,79 +181,209 @@ class Run:
         augment = self.rng("augment-validation") if self._augments else None
         return self.pool.batch(self._batches.val(self.recipe.val_batch_size or self.batch_size), augment=augment)
 
+    def examples(self, index: Int[Tensor, " k"], purpose: str) -> Batch:
+        """Some examples as they look in training: augmented by this update's draws for a purpose."""
+        return self.pool.batch(index, augment=self.rng(purpose) if self._augments else None)
+
     # ---- passes and updates
 
-    def forward(self, batch: Batch) -> Seen:
-        """The one training forward of a batch; the step, the weights, the bank and the meta-gradient all share it."""
+    def forward(self, batch: Batch, *, remember: bool = False) -> Seen:
+        """The one training forward of a batch; the step, the weights, the bank and the meta-gradient all share it.
+
+        remember: keep what a meta-gradient needs of it.
+        """
         stream = rng.key(self.seed, "dropout", self.updates)
+        if self._passes.parts > 1:
+            return self._forward_in_parts(batch, stream)
         rng.reseed(stream)
-        logits, features = self._passes.outputs(batch.x)
+        with self._passes.remembering() if remember else nullcontext((None, None)) as (recorded, tape):
+            logits, features = self._passes.outputs(batch.x)
+            losses = cross_entropy(logits, batch.y)
+        self.cost.forward += len(batch)
+        return Seen(batch, logits, losses, features, stream, recorded, tape)
+
+    def _forward_in_parts(self, batch: Batch, stream: int) -> Seen:
+        """Logits without a graph below them; `update` passes the batch again, part by part."""
+        logits, features = self._passes.virtual(batch.x, None, stream=stream, grad=False, training=True)
+        logits.requires_grad_()
         self.cost.forward += len(batch)
         return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
 
-    def update(self, seen: Seen, weights: Float[Tensor, " n"] | None = None, *, remember: bool = False) -> Taken:
+    def candidates(self, size: int) -> Batch:
+        """`size` training examples at once, to choose an update's batch from; they replace `train_batch` in a run."""
+        augment = self.rng("augment") if self._augments else None
+        return self.pool.batch(self._batches.train(self.updates, size), augment=augment)
+
+    def update(
+        self,
+        seen: Seen,
+        weights: Float[Tensor, " n"] | None = None,
+        *,
+        remember: bool = False,
+        along: Float[Tensor, "n c"] | None = None,
+    ) -> Taken:
         """One classifier update on mean(w_i l_i) (weights none: all 1); all-zero weights leave it where it is.
 
-        remember: keep what `look_back` needs.
+        remember: keep what `look_back` needs, until the next update. along: d objective / d logits, to be followed
+        instead of that mean; the weights are then only written down.
         """
         w = None if weights is None else weights.detach()
-        before = self.classifier.snapshot() if remember else None
+        before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
-        loss = (seen.losses if w is None else w * seen.losses).mean()
-        if w is None or float(w.abs().sum()) > 1e-12:
-            self.classifier.step(loss)
+        products: Products | None = None
+        if along is not None or w is None or float(w.abs().sum()) > 1e-12:
+            products = self._step(seen, w, along, remember)
+        elif remember:
+            products = self._products_from_tape(seen)
         self.cost.backward += len(seen)
         losses = seen.losses.detach()
         self._bank_rows(seen.batch, seen.logits, losses, seen.features)
-        self.notes.trained(seen.batch.index, w, loss.detach() if w is None else losses.mean())
-        return Taken(seen, w, before, sensitivity)
+        self.notes.trained(seen.batch.index, w, losses.mean())
+        return Taken(seen, w, before, sensitivity, products)
 
-    def look_back(self, taken: Taken, objective: Callable[[Tensor], Tensor] = mean) -> Look:
+    def virtual(self, batch: Batch, theta: Params, *, stream: int, grad: bool = True) -> Seen:
+        """A pass at other parameters, in the mode of virtual passes; nothing is changed, and no bank sees it.
+
+        stream: key of its dropout masks. grad: whether logits and losses have their graph, down to theta.
+        """
+        logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=grad)
+        self.cost.virtual_forward += len(batch)
+        return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
+
+    def _step(self, seen: Seen, w: Tensor | None, along: Tensor | None, remember: bool) -> Products | None:
+        """The step of `update`; with a tape, from one backward pass with the products if no weight is 0."""
+        classifier, tape = self.classifier, seen.tape if remember else None
+        objective = (seen.losses if w is None else w * seen.losses).mean()
+        if self._passes.parts > 1:
+            along = torch.autograd.grad(objective, seen.logits)[0] if along is None else along
+            classifier.descend_parts(self._passes.again(seen.batch.x, along, seen.stream))
+            self.cost.forward += len(seen)
+        elif tape and along is None and classifier.loss_scale == 1 and (w is None or float(w.min()) > LEAST_WEIGHT):
+            share = torch.full_like(seen.losses.detach(), 1 / len(seen))
+            products, grads = tape.pullback_and_gradient(
+                seen.losses, share if w is None else w * share, classifier.params
+            )
+            classifier.follow(grads)
+            return products
+        else:
+            products = self._products_from_tape(seen) if tape else None
+            if along is None:
+                classifier.step(objective)
+            else:
+                classifier.descend(seen.logits, along.detach())
+            return products
+        return None
+
+    def look_back(self, taken: Taken, objective: Objective = mean) -> Look:
         """The next validation batch at the parameters the step has just led to (fused order)."""
         assert taken.before is not None, "update with remember=True first"
         assert taken.sensitivity is not None, "update with remember=True first"
+        self.classifier.free_gradients(taken.sensitivity)
         look, grads = self._validate(None, objective)
         direction = self.classifier.pull_back(taken.sensitivity, grads, before=taken.before)
-        return Look(*look, seen=taken.seen, theta=taken.before, direction=direction)
+        theta, products = taken.before, taken.products
+        return Look(*look, seen=taken.seen, theta=theta, direction=direction, products=products)
 
-    def look(self, seen: Seen) -> Look:
-        """The next validation batch at the present parameters, without a gradient."""
-        look, _ = self._validate(None, None)
+    def look(self, seen: Seen, batch: Batch | None = None) -> Look:
+        """The next validation batch, or another one, at the present parameters, without a gradient."""
+        look, _ = self._validate(None, None, batch)
         return Look(*look, seen=seen, theta={}, direction={})
 
-    def look_ahead(self, seen: Seen, weights: Tensor, objective: Callable[[Tensor], Tensor] = mean) -> Look:
-        """The next validation batch at the parameters a step with these weights would lead to (strict order)."""
-        loss, leaves = (weights.detach() * seen.losses).mean(), self.classifier.params
-        ahead, pull_back = self.classifier.lookahead(gradients(loss, leaves, retain_graph=True))
-        look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective)
+    def look_here(self, seen: Seen, objective: Objective = mean) -> Look:
+        """The next validation batch at the present parameters: the look-ahead of a plain step with weights 0."""
+        look, grads = self._validate(None, objective)
+        theta = {k: p.detach() for k, p in self.classifier.params.items()}
+        direction = {k: -self.lr * g for k, g in grads.items()}
+        return Look(*look, seen=seen, theta=theta, direction=direction, products=self._products_from_tape(seen))
+
+    def look_ahead(
+        self,
+        seen: Seen,
+        weights: Tensor,
+        objective: Objective = mean,
+        *,
+        plain: bool = False,
+        batch: Batch | None = None,
+    ) -> Look:
+        """The next validation batch at the parameters a step with these weights would lead to (strict order).
+
+        plain: theta - lr grad, as in most published codes; otherwise the step of the run's own optimiser.
+        batch: validates instead of the next one.
+        """
+        leaves = self.classifier.params
+        step = self.classifier.plain_step if plain else self.classifier.lookahead
+        ahead, pull_back = step(self._virtual_gradient(seen, (weights.detach() * seen.losses).mean()))
+        look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective, batch)
         self.cost.virtual_backward += len(seen)
         theta = {k: p.detach() for k, p in leaves.items()}
-        return Look(*look, seen=seen, theta=theta, direction=pull_back(at_ahead))
+        direction, products = pull_back(at_ahead), self._products_from_tape(seen)
+        return Look(*look, seen=seen, theta=theta, direction=direction, products=products)
+
+    def look_before(self, seen: Seen, weights: Tensor, objective: Objective = mean, *, order: str) -> Look:
+        """Before the step: at the parameters it would lead to (strict), or that it starts from (first-order)."""
+        return self.look_here(seen, objective) if order == "first-order" else self.look_ahead(seen, weights, objective)
+
+    def _virtual_gradient(self, seen: Seen, loss: Tensor) -> Params:
+        """The gradient of a loss of the training pass, whose graph stays."""
+        if self._passes.parts > 1:
+            self.cost.virtual_forward += len(seen)
+            return self._passes.gradient_in_training(seen, torch.autograd.grad(loss, seen.logits, retain_graph=True)[0])
+        scale = self.classifier.loss_scale
+        grads = gradients(loss * scale, self.classifier.params, retain_graph=True)
+        return grads if scale == 1 else {k: g / scale for k, g in grads.items()}
 
     def weight_gradient(self, look: Look) -> Float[Tensor, " n"]:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
-        losses, seen = self._passes.losses_of(look.seen), look.seen
-        base = seen.losses.detach() if self._passes.repeatable else None
+        if look.products is not None:
+            self.cost.virtual_forward += len(look.seen)
+            return look.products(look.direction) / len(look.seen)
+        return self._products(look, self._passes.losses_of, look.seen.losses) / len(look.seen)
+
+    def logit_gradient(self, look: Look) -> Float[Tensor, "n c"]:
+        """d z_i / d t, the change of the batch's logits along look.direction: < direction, grad z_ic(theta) >.
+
+        With g_ic = d l_i / d z_ic as the class weights multiply it, d L_val(theta') / d w_ic = g_ic times this, over n.
+        """
+        return self._products(look, self._passes.logits_of, look.seen.logits)
+
+    def _products_from_tape(self, seen: Seen) -> Products | None:
+        if seen.tape is None:
+            return None
+        self.cost.virtual_backward += len(seen) / 2  # to the activations, not to the parameters
+        return seen.tape.pullback(seen.losses, retain_graph=True)
+
+    def _products(self, look: Look, outputs_of: Callable[[Seen, Params], Outputs], known: Tensor) -> Tensor:
+        seen, direction = look.seen, look.direction
+        theta = {k: look.theta[k] for k in direction}
+        outputs = outputs_of(seen, {k: t for k, t in look.theta.items() if k not in direction})
+        base = known.detach() if self._passes.repeatable else None
         spent = self.updates / self.budget
-        estimator, choice = self.chooser.choose(losses, look.theta, look.direction, base, spent=spent)
+        estimator, choice = self.chooser.choose(
+            outputs, theta, direction, base, spent=spent, differences=not self._passes.mixed
+        )
         if choice is not None:
-            self.cost.virtual_forward += len(seen) * choice.passes
+            self.cost.virtual_forward += len(seen) * choice.passes * self.recipe.meta_share
             self.log(probe_cosine=choice.cosine)
-        self.cost.virtual_forward += len(seen) * (estimator.passes + (base is None and estimator.name == "one-sided"))
-        return estimator(losses, look.theta, look.direction, base=base) / len(seen)
+        passes = estimator.passes + (base is None and estimator.name == "one-sided")
+        self.cost.virtual_forward += len(seen) * passes * self.recipe.meta_share
+        return estimator(outputs, theta, direction, base=base)
 
     def _validate(
-        self, theta: Params | None, objective: Callable[[Tensor], Tensor] | None
+        self, theta: Params | None, objective: Objective | None, batch: Batch | None = None
     ) -> tuple[tuple[Batch, Tensor, Tensor, Tensor], Params]:
-        batch, leaves = self.val_batch(), self.classifier.params if theta is None else theta
+        batch = self.val_batch() if batch is None else batch
+        leaves = self._passes.learnt(self.classifier.params if theta is None else theta)
         stream = rng.key(self.seed, "dropout-validation", self.updates)
-        logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=objective is not None)
-        losses = cross_entropy(logits, batch.y)
         self.cost.virtual_forward += len(batch)
         grads: Params = {}
-        if objective is not None:
-            grads = gradients(objective(losses), leaves)
-            self.cost.virtual_backward += len(batch)
+        if objective is None:
+            logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=False)
+        else:
+            wanted = partial(_value, objective, batch)
+            logits, features, grads = self._passes.gradient(batch.x, wanted, leaves, theta, stream=stream)
+            self.cost.virtual_forward += len(batch) * (self._passes.parts > 1)
+            self.cost.virtual_backward += len(batch) * self.recipe.meta_share
+        losses = cross_entropy(logits, batch.y)
         if theta is None:
             self._bank_rows(batch, logits, losses, features)
         return (batch, logits.detach(), losses.detach(), features), grads
@@ -247,6 +393,12 @@ class Run:
             self._bank.write(batch.index, features=features, logits=logits, losses=losses, update=self.updates)
 
     # ---- what is known of the examples
+
+    @property
+    def lr(self) -> float:
+        """The classifier's learning rate at this update."""
+        assert self.classifier.schedule is not None, "a classifier has a schedule"
+        return self.classifier.schedule.lr
 
     @property
     def feature_width(self) -> int:
@@ -291,16 +443,43 @@ class Run:
         """Mean cross-entropy of some examples under the present classifier."""
         return float(cross_entropy(self.predict(index)[0], self.pool.y[index]).mean())
 
+    def losses(self, batch: Batch, mode: Literal["train", "moving", "eval"] = "train") -> Float[Tensor, " n"]:
+        """Losses of a batch at the present parameters, without a gradient.
+
+        train: the mode of training, buffers such as running statistics left alone; moving: they move as in a training
+        pass; eval: evaluation mode.
+        """
+        stream = rng.key(self.seed, "dropout-losses", self.updates)
+        if mode == "train":
+            logits, _ = self._passes.virtual(batch.x, None, stream=stream, grad=False)
+        elif mode == "eval":
+            logits, _ = self._passes.predict(batch.x)
+        else:
+            with rng.seeded(stream), torch.no_grad():
+                logits, _ = self._passes.outputs(batch.x)
+        self.cost.virtual_forward += len(batch)
+        return cross_entropy(logits, batch.y)
+
     # ---- further networks, scouts, notes
 
     def learner(
-        self, name: str, net: nn.Module, *, optimizer: str = "adam", lr: float, momentum: float = 0.9
+        self,
+        name: str,
+        net: nn.Module,
+        *,
+        optimizer: str = "adam",
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float | None = None,
     ) -> Learner:
-        """A further network with its optimiser, saved and resumed under its name."""
+        """A further network with its optimiser, saved and resumed under its name; no weight decay: the optimiser's."""
         if name in self.learners:
             raise ConfigError(f"this run has a network named {name!r} already; give the new one another name")
         net = net.to(self.device, torch.float64 if self.recipe.precision == "float64" else None)
-        made = make_optimizer(optimizer, net.parameters(), lr=lr, momentum=momentum)
+        settings: dict[str, object] = {} if weight_decay is None else {"weight_decay": weight_decay}
+        settings |= {"nesterov": True} if nesterov else {}
+        made = make_optimizer(optimizer, net.parameters(), lr=lr, momentum=momentum, arguments=settings)
         self.learners[name] = Learner(name, net, made)
         return self.learners[name]
 
@@ -340,6 +519,23 @@ class Run:
     def scout_part(self) -> Int[Tensor, " k"]:
         """The random tenth that a `scout` of margins does not train on."""
         return random_part(self.pool.y.cpu(), 0.1, rng.generator(self.seed, "scout-part"))
+
+    @contextmanager
+    def as_scout(self) -> Generator[None]:
+        """Charge the passes and seconds of the block to scouts; for what a method trains by itself beforehand."""
+        before, started = replace(self.cost), time.perf_counter()
+        try:
+            yield
+        finally:
+            cost, seconds = self.cost, time.perf_counter() - started
+            for way in ("forward", "backward"):
+                names = (way, f"virtual_{way}")
+                passed = sum(getattr(cost, n) - getattr(before, n) for n in names)
+                setattr(cost, f"scout_{way}", getattr(cost, f"scout_{way}") + passed)
+                for n in names:
+                    setattr(cost, n, getattr(before, n))
+            cost.scout_seconds += seconds
+            self.waited += seconds
 
     def note(self, **columns: Float[Tensor, " N"]) -> None:
         """Per-example values that belong into samples.parquet."""
@@ -385,3 +581,9 @@ class Run:
         spent = self.cost.scout_seconds
         self.cost = Cost.of(state["cost"])
         self.cost.scout_seconds = max(spent, self.cost.scout_seconds)
+
+
+def _value(objective: Objective, batch: Batch, logits: Tensor) -> Tensor:
+    """What an objective makes of a validation batch."""
+    losses = cross_entropy(logits, batch.y)
+    return objective(batch, logits, losses) if isinstance(objective, Risk) else objective(losses)

@@ -104,6 +104,33 @@ class Splitter(nn.Module):
         return torch.sigmoid(self.mlp(_with_labels(features.detach(), y, self.num_classes)).squeeze(1))
 
 
+class LossNet(nn.Module):
+    """V(l) = sigmoid(W_2 relu(W_1 l + b_1) + b_2), from the loss of an example to its weight in (0, 1).
+
+    Meta-Weight-Net (Shu et al., NeurIPS 2019, section 3.1): one hidden layer, torch's own initialisation.
+    """
+
+    def __init__(self, hidden: int = 100) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, losses: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The weights; pass the losses detached, so that no gradient goes through them."""
+        return torch.sigmoid(self.mlp(losses.unsqueeze(1)).squeeze(1))
+
+
+class MarginNet(nn.Module):
+    """V(m) = sigmoid(MLP(m)), from the margins of an example to its weight in (0, 1); torch's own initialisation."""
+
+    def __init__(self, width: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.mlp = _with_hidden(width, hidden, lambda width: nn.Linear(width, 1))
+
+    def forward(self, margins: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+        """The weights; pass the margins detached."""
+        return torch.sigmoid(self.mlp(margins).squeeze(1))
+
+
 def _scalar(width: int) -> nn.Linear:
     """A layer to one number whose output starts near 0: default weights x 0.01, bias 0."""
     layer = nn.Linear(width, 1)

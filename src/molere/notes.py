@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from molere.steps import effective_sample_size
@@ -18,15 +18,26 @@ class Notes:
         times_in_validation: how many splits had it in their validation part [N].
         columns: what a method notes of each example, by name.
         logged: what a method logged in this epoch, by name.
+        flipped: which labels are wrong [N], where clean ones are known and some differ.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device, flipped: Bool[Tensor, " N"] | None = None) -> None:
         self._device = device
         self.weight: Float[Tensor, " N"] = torch.full((size,), float("nan"), device=device)
         self.times_in_validation: Int[Tensor, " N"] = torch.zeros(size, dtype=torch.int64, device=device)
         self.columns: dict[str, Tensor] = {}
         self.logged: dict[str, float] = {}
+        self.flipped = flipped.to(device) if flipped is not None and bool(flipped.any()) else None
+        self._total: Float[Tensor, " N"] = torch.zeros(size, device=device)
+        self._uses: Int[Tensor, " N"] = torch.zeros(size, dtype=torch.int64, device=device)
         self._sums: dict[str, Tensor] = {}
+        self._equal = 0
+        """Updates of this epoch with equal weights."""
+
+    @property
+    def weight_mean(self) -> Float[Tensor, " N"]:
+        """The mean of the weights that each example had whenever it was used [N]; NaN if it never was."""
+        return self._total / self._uses
 
     def validated(self, part: Int[Tensor, " m"]) -> None:
         """A split put these examples into its validation part."""
@@ -36,19 +47,37 @@ class Notes:
         """An update used these examples with these weights (none: 1), at this plain mean loss."""
         self._add("train_loss", loss)
         if weights is None:
-            self.weight.index_fill_(0, index, 1.0)
+            self._equal += 1
         else:
-            self.weight.index_copy_(0, index, weights.to(self.weight.dtype))
             self._add("effective_sample_size", effective_sample_size(weights))
+            self._add("weights_nonzero", (weights != 0).float().mean())
+            self._add("weights_mean", weights.mean())
+        used = self.weight.new_ones(len(index)) if weights is None else weights.to(self.weight.dtype)
+        self.weight.index_copy_(0, index, used)
+        self._total.index_add_(0, index, used)
+        self._uses.index_add_(0, index, torch.ones_like(index))
+        if self.flipped is not None:
+            flipped = self.flipped[index].float()
+            self._add("flipped", torch.stack([used @ flipped, flipped.sum()]))
+            self._add("clean", torch.stack([used @ (1 - flipped), (1 - flipped).sum()]))
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = value if name not in self._sums else self._sums[name] + value
 
     def row(self, updates: int) -> dict[str, float]:
-        """The epoch's means over its updates, and what was logged; both are forgotten here."""
-        means = {k: float(v) / updates for k, v in self._sums.items()}
-        row = {"effective_sample_size": 1.0, **means, **self.logged}
-        self._sums, self.logged = {}, {}
+        """The epoch's means over its updates, and what was logged; both are forgotten here.
+
+        weight_flipped, weight_clean: mean weights over all uses of examples whose label is wrong, and right.
+        """
+        zero = torch.zeros(())
+        row = {"train_loss": float(self._sums.get("train_loss", zero)) / updates}
+        for name in ("effective_sample_size", "weights_nonzero", "weights_mean"):
+            row[name] = (float(self._sums.get(name, zero)) + self._equal) / updates
+        for name in ("flipped", "clean"):
+            weight, uses = self._sums.get(name, torch.zeros(2)).unbind()
+            row |= {f"weight_{name}": float(weight) / float(uses)} if uses else {}
+        row |= self.logged
+        self._sums, self.logged, self._equal = {}, {}, 0
         return row
 
     def state_dict(self) -> dict[str, Any]:  # Any: nested plain data and tensors
@@ -58,14 +87,19 @@ class Notes:
             "times_in_validation": self.times_in_validation,
             "columns": self.columns,
             "logged": self.logged,
+            "total": self._total,
+            "uses": self._uses,
             "sums": self._sums,
+            "equal": self._equal,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Undo `state_dict`."""
         self.weight, self.times_in_validation = self._here(state["weight"]), self._here(state["times_in_validation"])
+        self._total, self._uses = self._here(state["total"]), self._here(state["uses"])
         self.columns = {k: self._here(v) for k, v in state["columns"].items()}
         self.logged, self._sums = dict(state["logged"]), {k: self._here(v) for k, v in state["sums"].items()}
+        self._equal = int(state["equal"])
 
     def _here(self, t: Tensor) -> Tensor:
         return t.to(self._device, copy=True)  # a copy is aligned as torch's own tensors are

@@ -198,19 +198,27 @@ class Sensitivity:
     def __call__(
         self, direction: Params, *, grads: Params, before: Params, clip: tuple[float, float] | None = None
     ) -> Params:
-        """Products for every parameter; grads as the optimiser saw them, before: the parameters it started from.
+        """Products for the parameters that direction names.
 
+        grads: as the optimiser saw them; {} will do where nothing `reads_gradients` and nothing was clipped.
+        before: the parameters it started from.
         clip: (scale s, norm of the unclipped gradient) where clipping took place.
         """
-        out = {k: self._product(p, direction[k], grads[k], before[k]) for k, p in self._params.items()}
+        out = {k: self._product(self._params[k], v, grads.get(k), before[k]) for k, v in direction.items()}
         return out if clip is None else _through_clipping(out, grads, *clip)
 
-    def _product(self, p: Tensor, v: Tensor, grad: Tensor, before: Tensor) -> Tensor:
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the products depend on the gradient; those of SGD do not."""
+        return type(self._optimizer) is not torch.optim.SGD
+
+    def _product(self, p: Tensor, v: Tensor, grad: Tensor | None, before: Tensor) -> Tensor:
         group, kind = self._group_of.get(id(p)), type(self._optimizer)
         if group is None:
             return torch.zeros_like(v)
         if kind is torch.optim.SGD:
             return v * _sgd_factor(group, fresh=self._fresh[id(p)])
+        assert grad is not None, "this optimiser's products depend on the gradient"
         if kind not in _CLOSED:
             return _by_autograd(kind, group, self._before[id(p)], grad, before, v)
         state = self._optimizer.state.get(p)

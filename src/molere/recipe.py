@@ -46,8 +46,13 @@ class Recipe:
     """Dropout before the head of a named model."""
     precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Parameters' type (float32, float64) or autocast type (bfloat16, float16)."""
+    accumulate: Annotated[int, Ge(1)] = 1
+    """Parts that a batch goes through in, for less memory at one more forward pass; batch statistics are of a part."""
     channels_last: bool = False
     """Images and convolutions in channels-last memory order; faster for most convolutional networks."""
+    compile: str | None = None
+    """Backend of torch.compile for the classifier (inductor, cudagraphs, ...); none: not compiled. The first updates
+    then take minutes; meant for GPUs."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     q: Annotated[int, Ge(1)] | None = None
@@ -58,7 +63,9 @@ class Recipe:
     """Random crops and flips, where the data set has them."""
     meta_bn: Literal["batch", "eval"] = "batch"
     """BatchNorm in virtual passes: statistics of the batch, or the running ones (dropout is as in training)."""
-    estimator: Literal["auto", "one-sided", "central", "exact"] = "auto"
+    meta_share: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Share of the classifier's blocks, the last ones, that meta-gradients run through; below 1 not exact."""
+    estimator: Literal["auto", "one-sided", "central", "exact", "ghost"] = "auto"
     """How inner products with per-example gradients are taken; auto: chosen by a probe of the module."""
     grad_clip: Annotated[float, Gt(0)] | None = None
     """Largest norm of the classifier's gradient."""

@@ -14,7 +14,8 @@ class Entry:
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     paper: Mapping[str, object] = field(default_factory=dict[str, object])
     """What the preset `paper` changes: the method as published, literally."""
-    needs: str = ""
+    needs: tuple[str, ...] = ()
+    """Keys of NEEDS."""
 
 
 _LRW_PAPER: dict[str, object] = {
@@ -29,11 +30,19 @@ _LRWOPT_PAPER: dict[str, object] = {
     "exact_pass": True,
     "learn_in_warmup": False,
 }
+_MWN_IMBALANCE_PAPER: dict[str, object] = {
+    "holdout": {"kind": "random", "per_class": 10},  # where nothing but the class sizes is wrong, all labels are right
+    "optimizer": "sgd",
+    "lr": 1e-5,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+}
 
 
 def _lrw(holdout: str, summary: str) -> Entry:
     paper = {**_LRW_PAPER, "holdout": {"stratified": False} if holdout == "random" else _PAPER_MARGINS}
-    return Entry("molere.methods.lrw", "LRW", summary, {"holdout": {"kind": holdout}}, paper)
+    needs = ("validation",) if holdout == "random" else ("validation", "scout")
+    return Entry("molere.methods.lrw", "LRW", summary, {"holdout": {"kind": holdout}}, paper, needs)
 
 
 METHODS: Mapping[str, Entry] = {
@@ -50,6 +59,7 @@ METHODS: Mapping[str, Entry] = {
         "ERM without the easiest part: the control of lrw-easy",
         {"holdout": {"kind": "easiest"}},
         {"holdout": _PAPER_MARGINS},
+        ("scout",),
     ),
     "drop-random": Entry(
         "molere.methods.control",
@@ -63,8 +73,11 @@ METHODS: Mapping[str, Entry] = {
         "ERM without the hardest part: the control of lrw-hard",
         {"holdout": {"kind": "hardest"}},
         {"holdout": _PAPER_MARGINS},
+        ("scout",),
     ),
-    "upweight": Entry("molere.methods.control", "Upweight", "ERM with the errors of cross-fitted models weighted up"),
+    "upweight": Entry(
+        "molere.methods.control", "Upweight", "ERM with the errors of cross-fitted models weighted up", needs=("scout",)
+    ),
     "lrw-easy": _lrw("easiest", "learned weights, validated on the easiest part"),
     "lrw-random": _lrw("random", "learned weights, validated on a random part"),
     "lrw-hard": _lrw("hardest", "learned weights, validated on the hardest part (train twice)"),
@@ -74,11 +87,92 @@ METHODS: Mapping[str, Entry] = {
         "learns the split, the weights and the classifier in one run",
         paper=_LRWOPT_PAPER,
     ),
+    "maple": Entry(
+        "molere.methods.maple",
+        "MAPLE",
+        "learns which examples to keep, so that training on them has a low risk elsewhere",
+        paper={"form": "full", "risk": "irmv1", "judge": "pool", "share": 0.3, "lr": 1.5},
+        needs=("validation", "groups"),
+    ),
+    "stablenet": Entry(
+        "molere.methods.stablenet", "StableNet", "weights that make random functions of the features independent"
+    ),
+    "mbr": Entry(
+        "molere.methods.mbr", "MBR", "margins of a finished ERM model as weights, trained again", needs=("scout",)
+    ),
+    "rho-loss": Entry(
+        "molere.methods.rho_loss",
+        "RhoLoss",
+        "trains on a tenth of the candidates, those of largest loss beyond what a holdout model leaves",
+        paper={"mode": "moving", "epochs": 2 / 3},
+        needs=("validation", "scout"),
+    ),
+    "jtt": Entry(
+        "molere.methods.jtt",
+        "JTT",
+        "just train twice: errors of a short first training are repeated",
+        paper={"factor": 100.0, "epochs": 0.2},
+        needs=("scout",),
+    ),
     "molere": Entry(
         "molere.methods.molere",
         "Molere",
         "recommended: smoothed early hardness, then weights; nothing removed",
     ),
+    "l2r": Entry(
+        "molere.methods.l2r",
+        "L2R",
+        "weights of each batch from the agreement of its gradients with a validation gradient",
+        paper={"holdout": {"kind": "clean"}},
+        needs=("validation",),
+    ),
+    "mwn": Entry(
+        "molere.methods.mwn",
+        "MWN",
+        "weight as a learned function of the loss (Meta-Weight-Net), as for label noise",
+        paper={"holdout": {"kind": "clean"}},
+        needs=("validation",),
+    ),
+    "mwn-imbalance": Entry(
+        "molere.methods.mwn",
+        "MWN",
+        "the same as for rare classes: weights over their sum",
+        {"normalize": "sum1"},
+        _MWN_IMBALANCE_PAPER,
+        needs=("validation",),
+    ),
+    "bilaw": Entry(
+        "molere.methods.bilaw",
+        "BiLAW",
+        "weight as a learned function of the margins to all classes",
+        paper={"holdout": {"kind": "clean"}},
+        needs=("validation",),
+    ),
+    "gdw": Entry(
+        "molere.methods.gdw",
+        "GDW",
+        "a weight for each example and class, on the gradient of the logits",
+        paper={"holdout": {"kind": "clean"}},
+        needs=("validation",),
+    ),
+    "fsr": Entry(
+        "molere.methods.fsr",
+        "FSR",
+        "weights of each batch from the last layer's gradients, validated on examples it learns easily",
+        paper={"buffer": 2000, "probe": 200, "warmup": 0.05, "mixup": True, "pseudo": 2.0},
+    ),
+    "fsr-imbalance": Entry(
+        "molere.methods.fsr",
+        "FSR",
+        "the same as for rare classes: no weight is zero",
+        {"mode": "shift"},
+        {"buffer": 3000, "probe": 800, "warmup": 0.8},
+    ),
+    "cvar": Entry("molere.methods.dro", "CVaR", "trains on the largest losses of each batch"),
+    "doro": Entry(
+        "molere.methods.dro", "DORO", "the same (or chi-square) once the very largest losses are left out as outliers"
+    ),
+    "trimmed": Entry("molere.methods.dro", "Trimmed", "leaves out the largest losses of each batch"),
 }
 
 PRESETS: Mapping[str, str] = {
@@ -86,12 +180,82 @@ PRESETS: Mapping[str, str] = {
     "paper": "settings as published, literally",
 }
 
+NEEDS: Mapping[str, str] = {
+    "validation": "a validation part, taken from the pool by its holdout",
+    "clean": "true labels of that part, as holdout=clean takes them",
+    "groups": "groups of the pool (some settings only)",
+    "scout": "a model trained before, which it trains itself",
+}
+
 HOLDOUTS: Mapping[str, Entry] = {
     "random": Entry("molere.split", "Random", "a stratified random part"),
     "easiest": Entry("molere.split", "Easiest", "the examples of largest margin"),
     "hardest": Entry("molere.split", "Hardest", "the examples of smallest margin"),
+    "clean": Entry("molere.split", "Clean", "a stratified random part of the examples whose label is right"),
+    "learned": Entry("molere.learned", "Learned", "the part that a predictor trained on the rest generalises worst to"),
     "given": Entry("molere.split", "Given", "examples named by position"),
 }
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A number between two others, its logarithm drawn uniformly."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"log-uniform in [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, each as likely."""
+
+    values: tuple[str | int | float | bool, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(str(v).lower() if isinstance(v, bool) else str(v) for v in self.values)}"
+
+
+SEARCH_TRAIN: Mapping[str, Mapping[str, LogUniform | Choice]] = {
+    "sgd": {"lr": LogUniform(0.005, 0.5), "weight_decay": LogUniform(1e-5, 1e-2)},
+    "other": {"lr": LogUniform(1e-4, 1e-2), "weight_decay": LogUniform(1e-5, 1e-1)},
+}
+"""What tuning searches for every method, by optimiser: settings of training."""
+
+_PART = {"delta": Choice((0.05, 0.1, 0.2))}
+_LRW_SEARCH = {**_PART, "keep": Choice((False, True)), "weights.lr": LogUniform(1e-3, 1e-1)}
+_META_SEARCH = {**_PART, "lr": LogUniform(1e-4, 1e-2)}
+
+SEARCH: Mapping[str, Mapping[str, LogUniform | Choice]] = {
+    "erm-part": _PART,
+    "drop-easy": _PART,
+    "drop-random": _PART,
+    "drop-hard": _PART,
+    "upweight": {"factor": LogUniform(1.5, 20.0)},
+    "lrw-easy": _LRW_SEARCH,
+    "lrw-random": _LRW_SEARCH,
+    "lrw-hard": _LRW_SEARCH,
+    "lrwopt": {**_LRW_SEARCH, "lr_splitter": LogUniform(1e-3, 1e-1)},
+    "molere": {"expect": Choice(("nothing", "rare-groups", "noise")), "warmup": Choice((0.1, 0.2, 0.4))},
+    "gdw": {**_PART, "lr": LogUniform(1e-4, 1e-2), "clip": LogUniform(0.05, 0.5)},
+    "fsr": {"meta_lr": LogUniform(0.01, 1.0), "warmup": Choice((0.1, 0.25, 0.5))},
+    "fsr-imbalance": {"meta_lr": LogUniform(0.01, 1.0), "warmup": Choice((0.25, 0.5, 0.75))},
+    "l2r": _PART,
+    "mwn": _META_SEARCH,
+    "mwn-imbalance": _META_SEARCH,
+    "bilaw": _META_SEARCH,
+    "maple": {**_PART, "share": Choice((0.3, 0.5, 0.7)), "lr": LogUniform(0.01, 0.5)},
+    "stablenet": {"strength": LogUniform(1.0, 100.0)},
+    "mbr": {"gamma": LogUniform(0.5, 10.0), "beta": Choice((-0.5, 0.0, 0.5))},
+    "rho-loss": {**_PART, "share": Choice((0.1, 0.2, 0.5))},
+    "jtt": {"factor": LogUniform(2.0, 50.0), "epochs": Choice((0.05, 0.1, 0.2, 0.4))},
+    "cvar": {"alpha": LogUniform(0.1, 0.8)},
+    "doro": {"alpha": LogUniform(0.1, 0.8), "epsilon": LogUniform(0.005, 0.3)},
+    "trimmed": {"share": LogUniform(0.02, 0.4)},
+}
+"""What it searches besides, by method; those not named here have their training tuned alone."""
 
 MODELS: Mapping[str, str] = {
     "linear": "softmax regression",
@@ -120,12 +284,12 @@ class DatasetEntry:
     model: str = "cnn"
 
 
-_IMAGE_SCENARIOS = ("clean", "hidden-group", "hidden-group-noise", "noise", "longtail")
+_IMAGE_SCENARIOS = ("clean", "hidden-group", "hidden-group-noise", "noise", "longtail", "spurious")
 
 DATASETS: Mapping[str, DatasetEntry] = {
     "digits": DatasetEntry(
         "1,797 handwritten digits, 8 x 8 (scikit-learn)",
-        ("hidden-group", "hidden-group-noise", "noise", "longtail", "clean"),
+        ("hidden-group", "hidden-group-noise", "noise", "longtail", "spurious", "clean"),
         model="mlp",
     ),
     "fashion-mnist": DatasetEntry("70,000 grey images of clothing, 28 x 28", _IMAGE_SCENARIOS, "FashionMNIST/raw"),

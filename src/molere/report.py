@@ -16,6 +16,7 @@ from typing import Any, cast
 from molere import wording
 from molere.statistics import Mean
 from molere.table import SELECTIONS, Cell, Cost, Result, Selection, Table
+from molere.tuning import Chosen, searched
 from molere.wording import (
     TITLES,
     difference,
@@ -40,6 +41,8 @@ class About:
     machine: str = ""
     jobs: int = 1
     """Runs that were timed side by side."""
+    tuning: tuple[Chosen, ...] = ()
+    """What was chosen for each method beforehand."""
 
 
 COLUMNS: tuple[tuple[str, Callable[[Cell], str]], ...] = (
@@ -58,6 +61,9 @@ COSTS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
     ("scout passes x {baseline}", lambda c: times(c.scout_passes_ratio)),
 )
 
+OF_WEIGHTS = frozenset({"effective_sample_size", "weights_nonzero", "weights_mean", "weight_flipped", "weight_clean"})
+"""What every run logs of its weights; shown where they vary."""
+
 
 def markdown(table: Table, about: About) -> str:
     """The whole report as Markdown: origin, verdict, headline metrics at both selections, costs, the rest."""
@@ -66,7 +72,7 @@ def markdown(table: Table, about: About) -> str:
         parts.append(f"## {title.removeprefix('at ').capitalize()}")
         parts += [_metric_table(table, metric, selection) for metric in table.headline]
     parts += ["## Cost", _cost_notes(table, about), _cost_table(table)]
-    parts += [*_other_metrics(table), *_logged(table)]
+    parts += [*_tuning(table, about), *_other_metrics(table), *_logged(table)]
     parts += ["## Missing runs", _bullets(wording.missing(table))] if table.missing else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -110,6 +116,27 @@ def _cost_table(table: Table) -> str:
     return _grid(heads, [[c.label, *(show(c) for _, show in COSTS)] for c in table.costs])
 
 
+def _tuning(table: Table, about: About) -> list[str]:
+    """How settings were found, what was chosen, and what that took."""
+    if not about.tuning:
+        return []
+    first, run = about.tuning[0], table.cost(table.baseline).seconds
+    text = (
+        f"Random search on the data of seed {first.seed}, {first.trials} trials for every method; trial 0 is the "
+        "method as given. Chosen by accuracy on selection data, at the best epoch by it; trials see no test data. "
+        "Their cost is not part of the figures above."
+    )
+    heads = ["method", "chosen", "selection accuracy, %", "as given, %", "failed", "seconds, scouts included"]
+    rows = [[*_found(c), f"{c.seconds:.1f}", times(c.seconds / run if run > 0 else math.nan)] for c in about.tuning]
+    grid = _grid([*heads, f"runs of {_cell_text(table.baseline)}"], rows)
+    return ["## Tuning", text, grid, "Searched:", _bullets(searched(about.tuning))]
+
+
+def _found(c: Chosen) -> list[str]:
+    given = "" if c.given is None else f"{100 * c.given:.2f}"
+    return [c.label, c.words, f"{100 * c.accuracy:.2f}", given, str(c.failed)]
+
+
 def _other_metrics(table: Table) -> list[str]:
     others = [m for m in table.metrics if m not in table.headline]
     if not others:
@@ -122,10 +149,17 @@ def _other_metrics(table: Table) -> list[str]:
 
 def _logged(table: Table) -> list[str]:
     names = list(dict.fromkeys(name for logged in table.logged.values() for name in logged))
+    names = [name for name in names if name not in OF_WEIGHTS or _varies(table, name)]
     if not names:
         return []
     rows = [[label, *(_short(table.logged[label].get(name)) for name in names)] for label in table.labels]
     return ["## Logged along the way, means over epochs", _grid(["method", *names], rows)]
+
+
+def _varies(table: Table, name: str) -> bool:
+    """Whether any method has another figure than equal weights give, which is 1."""
+    means = [logged[name].mean for logged in table.logged.values() if name in logged]
+    return any(abs(mean - 1) > 1e-5 for mean in means)
 
 
 def _short(mean: Mean | None) -> str:

@@ -26,6 +26,8 @@ class Request:
     data: Any
     model: Any
     recipe: Any
+    tune: int = 0
+    """Trials of each method; 0: no tuning."""
 
     @property
     def is_plain(self) -> bool:
@@ -42,10 +44,13 @@ class Request:
             "methods": list(self.methods),
             "seeds": list(self.seeds),
             "train": plain(vars(self.recipe) if dataclasses.is_dataclass(self.recipe) else self.recipe or {}),
+            **({"tune": self.tune} if self.tune else {}),
         }
 
 
-def request(methods: Sequence[Any], data: Any, model: Any, recipe: Any, seeds: int | Sequence[int]) -> Request:
+def request(
+    methods: Sequence[Any], data: Any, model: Any, recipe: Any, seeds: int | Sequence[int], tune: int = 0
+) -> Request:
     """Read and check; one ConfigError with a line for each mistake."""
     mistakes = list[str]()
     labelled, numbers = dict[str, Any](), tuple[int, ...]()
@@ -65,8 +70,10 @@ def request(methods: Sequence[Any], data: Any, model: Any, recipe: Any, seeds: i
             settings.check_model(model)
     if is_mapping(recipe):
         mistakes += settings.mistakes_in(recipe, settings.recipe_settings(), "train")
+    if type(tune) is not int or tune < 0:
+        mistakes.append(f"tune must be a number of trials, 0 for none; got {one_line(tune)}")
     refuse(mistakes)
-    return Request(labelled, numbers, data, model, recipe)
+    return Request(labelled, numbers, data, model, recipe, tune)
 
 
 @contextmanager
@@ -141,7 +148,7 @@ def side_by_side(jobs: int | Literal["auto"], asked: Request) -> int:
     if jobs == "auto":
         if not asked.is_plain or _uses_gpu(asked.recipe):
             return 1
-        return min(cores(), len(asked.methods) * len(asked.seeds))
+        return min(cores(), len(asked.methods) * max(len(asked.seeds), asked.tune))
     if jobs < 1:
         raise ConfigError(f"jobs must be auto or at least 1; got {jobs}")
     if jobs > 1 and not asked.is_plain:
@@ -164,6 +171,7 @@ def _uses_gpu(recipe: Mapping[str, Any] | None) -> bool:
 def call(asked: Request, jobs: int | str) -> str:
     """The Python call that makes this comparison again."""
     given = {"data": asked.data, "model": asked.model, "recipe": asked.recipe, "seeds": list(asked.seeds), "jobs": jobs}
+    given |= {"tune": asked.tune or None}
     stated = [
         f"{key}={_said(value)}" for key, value in given.items() if value is not None and (key, value) != ("jobs", 1)
     ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from molere import rng, settings
 from molere.data import sources
 from molere.data.pool import Data
-from molere.errors import ConfigError, DataError, ResourceError, StorageError
+from molere.errors import ConfigError, DataError, StorageError
 from molere.fields import build as build_settings
 from molere.method import Method
 from molere.models import build
@@ -23,7 +23,7 @@ from molere.result import Result
 from molere.scouts import ScoutTrainer
 from molere.steps import Cost
 from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples
-from molere.training import Observer, Setup, Training
+from molere.training import Observer, Setup, Training, device_of
 
 Model = str | nn.Module | Callable[[], nn.Module]
 
@@ -120,7 +120,7 @@ def _setup(
         data = sources.load(**arguments)
     if not isinstance(recipe, Recipe):
         recipe = build_settings(Recipe, {**data.recipe, **(recipe or {})}, "train")
-    device = _device(recipe.device)
+    device = device_of(recipe)
     if recipe.batch_size > len(data.train):
         raise DataError(
             f"batch_size {recipe.batch_size} is larger than the pool of {len(data.train)}; use a smaller one"
@@ -146,18 +146,6 @@ def _overridden(method: Method[Any], recipe: Recipe) -> Method[Any]:
     own = {f.name for f in dataclasses.fields(cast(Any, method))} if dataclasses.is_dataclass(method) else set[str]()
     new = {k: v for k, v in (("q", recipe.q), ("warmup", recipe.warmup)) if v is not None and k in own}
     return dataclasses.replace(cast(Any, method), **new) if new else method
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ResourceError(f"device {name!r} is not here; use --device cpu or auto")
-    return device
 
 
 def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[], nn.Module]:

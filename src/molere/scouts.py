@@ -3,17 +3,18 @@
 import dataclasses
 import hashlib
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from molere.data.view import PoolView
 from molere.identity import plain
-from molere.method import Method, Run, Scouting
+from molere.method import Run, Scouting
 from molere.methods.erm import ERM
 from molere.storage import ContentCache
 from molere.training import Setup, Training, predict
@@ -32,7 +33,7 @@ class ScoutTrainer:
     def __call__(self, run: Run, wanted: Sequence[Scouting]) -> list[Tensor]:
         """Logits of the whole pool [N, c] under each model; the run is charged what they cost."""
         started = time.perf_counter()
-        setups = [self._on(w.on, w.epochs, w.method) for w in wanted]
+        setups = [self._setup_of(w) for w in wanted]
         keys = [self._key(setup) for setup in setups]
         compute = {key: partial(self._train, setup) for key, setup in zip(keys, setups, strict=True)}
         found = self._cache.get_or_put_all(compute)
@@ -44,33 +45,62 @@ class ScoutTrainer:
         run.waited += time.perf_counter() - started
         return [found[key]["logits"].to(run.device) for key in keys]
 
-    def _on(self, on: Tensor, epochs: float, method: Method[Any] | None) -> Setup:
-        view = PoolView(self._setup.data.train, on)
+    def _setup_of(self, wanted: Scouting) -> Setup:
+        pool, recipe = self._setup.data.train, self._setup.recipe
         recipe = dataclasses.replace(
-            self._setup.recipe,
-            epochs=max(1, round(epochs * self._setup.recipe.epochs)),
-            batch_size=min(self._setup.recipe.batch_size, len(on)),
+            recipe,
+            epochs=max(1, round(wanted.epochs * recipe.epochs)),
+            batch_size=min(recipe.batch_size, len(wanted.on)),
+            eval_every=1,
         )
-        data = dataclasses.replace(self._setup.data, train=view, select=None, tests={"pool": self._setup.data.train})
-        return dataclasses.replace(self._setup, method=method or ERM(), data=data, recipe=recipe, label="scout")
+        select = None if wanted.select is None else PoolView(pool, wanted.select)
+        data = dataclasses.replace(
+            self._setup.data, train=PoolView(pool, wanted.on), select=select, tests={"pool": pool}
+        )
+        return dataclasses.replace(self._setup, method=wanted.method or ERM(), data=data, recipe=recipe, label="scout")
 
     def _key(self, setup: Setup) -> str:
         if not self._initial:
             self._initial = _content(setup)
         said = {**setup.config(), "method": plain(setup.method), "initial": self._initial, "format": FORMAT}
+        if setup.data.select is not None:
+            said["select"] = setup.data.select.fingerprint()
         return json.dumps(said, sort_keys=True, default=str)
 
     def _train(self, setup: Setup) -> dict[str, Tensor]:
         started = time.perf_counter()
-        training = Training(setup, ScoutTrainer(setup, self._cache), None, ())
+        kept = _LeastLoss()
+        training = kept.training = Training(setup, ScoutTrainer(setup, self._cache), None, (kept,))
         training.loop()
+        if kept.state is not None:
+            training.run.classifier.model.load_state_dict(kept.state)
         logits = predict(training.run.classifier, self._setup.data.train)
         training.run.close()
         cost = training.run.cost
-        forward = cost.forward + cost.virtual_forward + cost.scout_forward + len(logits)
+        forward = cost.forward + cost.virtual_forward + cost.scout_forward + kept.passed + len(logits)
         backward = cost.backward + cost.virtual_backward + cost.scout_backward
         paid = torch.tensor([forward, backward, time.perf_counter() - started], dtype=torch.float64)
         return {"logits": logits.cpu(), "cost": paid}
+
+
+class _LeastLoss:
+    """Keeps the classifier as it was after the epoch of least mean loss on the selection data, if there are any."""
+
+    training: Training
+
+    def __init__(self) -> None:
+        self.least, self.passed = math.inf, 0
+        self.state: Mapping[str, Tensor] | None = None
+
+    def __call__(self, event: Mapping[str, object]) -> None:
+        loss = cast(Mapping[str, float], event["metrics"]).get("select_nll")
+        if loss is None:
+            return
+        assert self.training.setup.data.select is not None, "something was evaluated"
+        self.passed += len(self.training.setup.data.select)
+        if loss < self.least:
+            now = cast(Mapping[str, Tensor], self.training.run.classifier.model.state_dict())
+            self.least, self.state = loss, {k: v.detach().clone() for k, v in now.items()}
 
 
 def _content(setup: Setup) -> str:

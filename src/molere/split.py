@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 class Split:
     """Positions in the pool that train and that validate, disjoint unless `shared`; none may validate.
 
+    A training part that is `repeated` may name an example several times, which then trains that often in each lap.
     Raises DataError when a part repeats or misnames an example, when training is left without any, or when
     the parts overlap without being shared.
     """
@@ -36,13 +37,15 @@ class Split:
     train: Int[Tensor, " n"]
     val: Int[Tensor, " m"]
     shared: bool = False
+    repeated: bool = False
 
     def __post_init__(self) -> None:
-        for name, part in (("training", self.train), ("validation", self.val)):
-            _check_part(name, part)
+        _check_part("training", self.train, repeated=self.repeated)
+        _check_part("validation", self.val)
         if len(self.train) == 0:
             raise DataError("the training part is empty: leave examples to train on, with a smaller delta.")
-        both = 0 if self.shared else len(self.train) + len(self.val) - _distinct(torch.cat((self.train, self.val)))
+        trains = _distinct(self.train) if self.repeated else len(self.train)
+        both = 0 if self.shared else trains + len(self.val) - _distinct(torch.cat((self.train, self.val)))
         if both:
             raise DataError(
                 f"{both} examples are in both parts of the split: remove them from one, or pass shared=True."
@@ -117,6 +120,15 @@ def random_part(
     return _choose(order, y, delta, stratified)
 
 
+def balanced_part(y: Int[Tensor, " n"], per_class: int, generator: torch.Generator) -> Int[Tensor, " m"]:
+    """Draw this many examples of each class, or all but one where a class has no more."""
+    y, order = y.cpu(), torch.randperm(len(y), generator=generator)
+    seats = (y.bincount() - 1).clamp_max(per_class)
+    if len(part := order[_place_in_class(y[order]) < seats[y[order]]]) == 0:
+        raise DataError("nothing is left to validate: no class has two examples; use more examples.")
+    return part
+
+
 def generate_split(
     train_probability: Float[Tensor, " n"],
     y: Int[Tensor, " n"],
@@ -167,10 +179,40 @@ class Random:
 
     stratified: bool = True
     """In proportion to the classes, or else any examples."""
+    per_class: Annotated[int, Ge(1)] | None = None
+    """This many examples of each class, whatever delta says."""
 
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
         """Positions that validate, drawn from the run's own stream."""
+        if self.per_class is not None:
+            return balanced_part(run.pool.y, self.per_class, run.rng("holdout"))
         return random_part(run.pool.y, delta, run.rng("holdout"), self.stratified)
+
+    def __call__(self, run: "Run", delta: float) -> Split:
+        return Split.of(self.part(run, delta), len(run.pool))
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A random part of the examples whose labels are known to be right, in proportion to their classes.
+
+    The meta set of the publications on label noise. Known are they where the pool has `clean_y` beside `y`.
+    """
+
+    per_class: Annotated[int, Ge(1)] | None = None
+    """This many examples of each class, whatever delta says."""
+
+    def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
+        """Positions that validate; DataError where right labels are not known, or too few are."""
+        right, draws = _right(run), run.rng("holdout")
+        y = run.pool.y.cpu()[right]
+        if self.per_class is not None:
+            return right[balanced_part(y, self.per_class, draws)]
+        k = part_size(len(run.pool), delta)
+        part = right[_take(torch.randperm(len(y), generator=draws), y, min(k, len(y) - 1), stratified=True)]
+        if len(part) < k:
+            raise DataError(f"{k} are to validate and {len(part)} labels to spare are right: use a smaller delta.")
+        return part
 
     def __call__(self, run: "Run", delta: float) -> Split:
         return Split.of(self.part(run, delta), len(run.pool))
@@ -257,13 +299,23 @@ class Given:
         return Split.of(self.part(run, delta), len(run.pool))
 
 
-def _check_part(name: str, part: Tensor) -> None:
+def _right(run: "Run") -> Int[Tensor, " k"]:
+    """Positions of the examples whose label is known to be right."""
+    if run.pool.clean_y is None:
+        raise DataError("holdout=clean needs true labels and these data have none: pass clean_y or holdout=random.")
+    right = (run.pool.clean_y == run.pool.y).nonzero().flatten().cpu()
+    if len(right) == 0:
+        raise DataError("holdout=clean: no label equals clean_y; check that both are of the same examples.")
+    return right
+
+
+def _check_part(name: str, part: Tensor, *, repeated: bool = False) -> None:
     if part.dtype != torch.int64 or part.ndim != 1:
         raise DataError(f"the {name} part is {part.dtype} of {tuple(part.shape)}: pass flat int64 positions.")
     if len(part) and int(part.min()) < 0:
         raise DataError(f"the {name} part contains position {int(part.min())}: use positions from 0 on.")
-    if repeated := len(part) - _distinct(part):
-        raise DataError(f"the {name} part names {repeated} examples more than once: name each once.")
+    if not repeated and (again := len(part) - _distinct(part)):
+        raise DataError(f"the {name} part names {again} examples more than once: name each once.")
 
 
 def _distinct(values: Tensor) -> int:

@@ -1,14 +1,20 @@
 """The passes of one update, as values: what was seen, what step was taken, what the validation batch said."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast, no_type_check
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from molere.data.pool import Batch
+from molere.ghost import GhostTape
 from molere.optim import Params, Sensitivity
+from molere.suffix import Recorded
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
+Products = Callable[[Params], Float[Tensor, " n"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,10 @@ class Seen:
     losses: Float[Tensor, " n"]
     features: Float[Tensor, "n d"]
     stream: int
+    recorded: Recorded | None = None
+    """Outputs of the blocks before the cut, where meta-gradients run through the last blocks only."""
+    tape: GhostTape | None = None
+    """The calls that parameters entered, where the products are taken layer by layer."""
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -33,13 +43,15 @@ class Taken:
     weights: Float[Tensor, " n"] | None
     before: Params | None = None
     sensitivity: Sensitivity | None = None
+    products: Products | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """One validation forward after a step, real or virtual, from theta on the batch `seen`.
 
-    direction = (d theta'/d grad)^T grad L_val(theta'), so that d L_val / d w_i = <direction, grad l_i(theta)> / n.
+    direction = (d theta'/d grad)^T grad L_val(theta'), so that d L_val / d w_i = <direction, grad l_i(theta)> / n; by
+    name, for all parameters or those of the last blocks.
     """
 
     batch: Batch
@@ -49,6 +61,23 @@ class Look:
     seen: Seen
     theta: Params
     direction: Params
+    products: Products | None = None
+    """Direction -> the products, where the tape of the training forward gives them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """An objective of a validation batch that is more than a function of its losses."""
+
+    of: Callable[[Batch, Tensor, Tensor], Tensor]
+    """(batch, logits [m, c], losses [m]) -> scalar."""
+
+    def __call__(self, batch: Batch, logits: Tensor, losses: Tensor) -> Tensor:
+        return self.of(batch, logits, losses)
+
+
+Objective = Callable[[Tensor], Tensor] | Risk
+"""Validation losses [m] -> the scalar to be lowered, or a Risk."""
 
 
 @dataclass
@@ -96,8 +125,9 @@ class Tap:
 
     def __init__(self, head: nn.Module) -> None:
         self._value: Tensor | None = None
-        self._handle = head.register_forward_pre_hook(self._remember)
+        self._handle = head.register_forward_pre_hook(cast(Hook, self._remember))
 
+    @no_type_check  # it is traced by torch.compile, as a check of types cannot be
     def _remember(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._value = inputs[0]
 

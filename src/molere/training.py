@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from molere import rng
 from molere.data.pool import Data, Pool
-from molere.errors import ConfigError, NumericsError
+from molere.errors import ConfigError, NumericsError, ResourceError
 from molere.evaluate import metrics
 from molere.examples import of_each, of_split
 from molere.identity import plain
 from molere.learner import Learner
 from molere.method import EVAL_BATCH, Method, Run, Scouts
 from molere.models import head_of
+from molere.names import unknown
 from molere.optim import Schedule, make_optimizer
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.steps import chunks
 from molere.storage import PeakMemory, RunFolder
+from molere.suffix import Suffix
 
 SECONDS_BETWEEN_SAVES = 5.0
 """A run that is killed repeats at most this much and an epoch, unless the recipe says otherwise."""
@@ -61,7 +63,7 @@ class Training:
 
     def __init__(self, setup: Setup, scouts: Scouts, folder: RunFolder | None, observers: Sequence[Observer]) -> None:
         self.setup, self.folder, self.observers = setup, folder, observers
-        self.run = _open(setup, scouts)
+        self.run = open_run(setup, scouts)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "nll": float("inf"), "state": None}
         self.stopped = "budget spent"
@@ -228,7 +230,21 @@ def predict(classifier: Learner, pool: Pool) -> Tensor:
     return torch.cat(parts).float()
 
 
-def _open(setup: Setup, scouts: Scouts) -> Run:
+def device_of(recipe: Recipe) -> torch.device:
+    """The device a recipe names; ConfigError if there is none of that name, ResourceError if it is not here."""
+    name = recipe.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ResourceError(f"device {name!r} is not here; use --device cpu or auto")
+    return device
+
+
+def open_run(setup: Setup, scouts: Scouts) -> Run:
     """The classifier with its optimiser and schedule, and the run that is lent to the method."""
     recipe, pool = setup.recipe, setup.data.train
     model = setup.build().to(setup.device)
@@ -259,7 +275,13 @@ def _open(setup: Setup, scouts: Scouts) -> Run:
         grad_clip=recipe.grad_clip,
         scaled=recipe.precision == "float16" and setup.device.type == "cuda",
         channels_last=recipe.channels_last,
+        backend=_compiler(recipe),
     )
+    if recipe.accumulate > 1 and (recipe.meta_share < 1 or recipe.estimator == "ghost"):
+        raise ConfigError("a batch in parts keeps no activations for ghost or meta_share; use train.accumulate=1")
+    suffix = None
+    if recipe.meta_share < 1:
+        suffix = Suffix(model, pool.batch(torch.arange(2, device=pool.y.device)).x.to(setup.device), recipe.meta_share)
     return Run(
         pool=pool,
         recipe=recipe,
@@ -271,7 +293,20 @@ def _open(setup: Setup, scouts: Scouts) -> Run:
         per_epoch=per_epoch,
         batch_size=recipe.batch_size,
         scouts=scouts,
+        suffix=suffix,
     )
+
+
+def _compiler(recipe: Recipe) -> str | None:
+    """The recipe's backend of torch.compile, if it names one that is here."""
+    if recipe.compile is None:
+        return None
+    known: list[str] = torch.compiler.list_backends(exclude_tags=())
+    if recipe.compile not in known:
+        raise ConfigError(unknown("train.compile", recipe.compile, known))
+    if recipe.meta_share < 1:
+        raise ConfigError("compiled passes cannot be cut; use train.meta_share=1, or leave train.compile out")
+    return recipe.compile
 
 
 def _check_outputs(model: nn.Module, pool: Pool, device: torch.device) -> None:

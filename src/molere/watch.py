@@ -115,7 +115,7 @@ class _Watch:
         self.updates = self.steps = 0
         self.idle = self.stepping = False
         self.known: Mapping[str, Tensor] = {}
-        for owner, calls in ((run, ("forward", "update", "use")), (run.classifier, ("step", "descend"))):
+        for owner, calls in ((run, ("forward", "update", "use", "losses")), (run.classifier, ("step", "descend"))):
             for called in calls:
                 setattr(owner, called, self.around(getattr(owner, called), called))
 
@@ -164,13 +164,15 @@ class _Watch:
                 "run.look, run.look_back, run.look_ahead or run.predict.",
             )
 
-    def after_update(self, seen: Seen, weights: Tensor | None = None, *, remember: bool = False) -> None:
+    def after_update(
+        self, seen: Seen, weights: Tensor | None = None, *, remember: bool = False, along: Tensor | None = None
+    ) -> None:
         """One update was asked for; all-zero weights make it one that changes nothing."""
         self.updates += 1
         w = torch.ones(len(seen)) if weights is None else weights.detach().cpu()
         legal = bool((w.isfinite() & (w >= 0)).all())
         demand(legal, f"{self.where} used a weight that is negative or not finite (least {float(w.min())}).")
-        self.idle = float(w.sum()) <= 1e-12
+        self.idle = along is None and float(w.sum()) <= 1e-12
         self.weights[seen.batch.index.cpu()] = w.to(self.weights.dtype)
 
     def before_use(self, split: Split) -> None:

@@ -52,6 +52,7 @@ def _training(command: str, text: str) -> None:
         limit: options.Limit = None,
         model: options.Model = None,
         methods: options.Methods = None,
+        split: options.Split = None,
         seeds: options.Seeds = None,
         seed: options.Seed = None,
         epochs: options.Epochs = None,
@@ -60,6 +61,7 @@ def _training(command: str, text: str) -> None:
         out: options.Out = None,
         name: options.Name = None,
         jobs: options.Jobs = None,
+        tune: options.Tune = None,
         resume: options.Resume = None,
         dry_run: options.DryRun = False,
         print_config: options.PrintConfig = False,
@@ -113,6 +115,24 @@ def list_methods(
 ) -> None:
     """List the methods, or the settings of those named."""
     print("\n\n".join(listings.method(name, json) for name in names) if names else listings.methods(json))
+
+
+@app.command()
+def doctor(
+    overrides: options.Overrides = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="A named classifier, torchvision:NAME, or your FILE:CLASS.")
+    ] = "resnet20",
+    shape: Annotated[str, typer.Option("--shape", metavar="CxHxW", help="Size of one example.")] = "3x32x32",
+    classes: Annotated[int, typer.Option("--classes", metavar="N", help="Number of classes.")] = 10,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples in the batch.")] = 64,
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: options.Json = False,
+) -> None:
+    """Show how meta-gradients can be taken through a classifier: what is chosen, each way's error and cost here."""
+    from molere.cli import checkup
+
+    print(checkup.report(model, shape, classes, batch_size, device, overrides or [], json))
 
 
 @app.command("models")

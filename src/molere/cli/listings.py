@@ -28,12 +28,22 @@ def quick(arguments: Sequence[str]) -> str | None:
 def methods(as_json: bool) -> str:
     """All methods with a line each."""
     if as_json:
-        return _json(
-            {"methods": {n: e.summary for n, e in registry.METHODS.items()}, "presets": dict(registry.PRESETS)}
-        )
-    rows = [(name, entry.summary) for name, entry in registry.METHODS.items()]
-    more = ["", "Settings of one: molere methods NAME. Presets, as in lrwopt@paper:"]
-    return "\n".join([*_columns(rows), *more, *_columns(registry.PRESETS.items())])
+        needs = {name: list(entry.needs) for name, entry in registry.METHODS.items()}
+        summaries = {name: entry.summary for name, entry in registry.METHODS.items()}
+        return _json({"methods": summaries, "needs": needs, "presets": dict(registry.PRESETS)})
+    width = max(len(_needs(entry)) for entry in registry.METHODS.values())
+    rows = [(name, f"{_needs(entry):<{width}}  {entry.summary}") for name, entry in registry.METHODS.items()]
+    lines = [*_columns([("METHOD", f"{'NEEDS':<{width}}"), *rows]), "", "What they need:"]
+    lines += [
+        *_columns(registry.NEEDS.items()),
+        "",
+        "Settings of one: molere methods NAME. Presets, as in lrwopt@paper:",
+    ]
+    return "\n".join(line.rstrip() for line in [*lines, *_columns(registry.PRESETS.items())])
+
+
+def _needs(entry: registry.Entry) -> str:
+    return ", ".join(entry.needs) or "-"
 
 
 def method(name: str, as_json: bool) -> str:

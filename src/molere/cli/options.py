@@ -15,7 +15,13 @@ Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Train o
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Classifier: see `molere models`.")]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--methods", "--method", metavar="NAME,...", help="Methods: see `molere methods`; NAME[key=value]."),
+    typer.Option(
+        "--methods", "--method", metavar="NAME,...", help="Methods: see `molere methods`; NAME[key=value]; or all."
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", metavar="NAME", help="How methods choose their validation part; method.holdout.kind."),
 ]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="N", help="How many seeds, or which: 5, or 3,5,7.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="K", help="One seed.")]
@@ -25,6 +31,9 @@ Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="au
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="Folder for the results.")]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Folder's name below --out or ./molere-runs.")]
 Jobs = Annotated[str | None, typer.Option("--jobs", metavar="N", help="Runs side by side, or auto.")]
+Tune = Annotated[
+    int | None, typer.Option("--tune", metavar="N", help="First tune each method on validation data, by N trials.")
+]
 Resume = Annotated[
     str | None, typer.Option("--resume", metavar="auto|PATH|never", help="Go on in the folder, in PATH, or start anew.")
 ]

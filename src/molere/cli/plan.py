@@ -4,14 +4,15 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any  # Any: the flags of a command, as typer hands them over
 
-from molere import registry
+from molere import registry, search, settings
 from molere.config import put, read_overrides, read_yaml, refuse
 from molere.errors import ConfigError, StorageError
 from molere.experiment import Experiment, experiment
+from molere.names import pick
 
 RUNS = Path("molere-runs")
 
@@ -25,8 +26,8 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {"demo": DEMO, "compare": COMPARE
 
 PATHS = {
     "data": "data.name", "root": "data.root", "scenario": "data.scenario", "limit": "data.limit", "model": "model",
-    "methods": "methods", "seeds": "seeds", "epochs": "train.epochs", "preset": "preset", "device": "train.device",
-    "out": "out", "jobs": "jobs", "resume": "resume",
+    "methods": "methods", "split": "method.holdout.kind", "seeds": "seeds", "epochs": "train.epochs",
+    "preset": "preset", "device": "train.device", "out": "out", "jobs": "jobs", "tune": "tune", "resume": "resume",
 }  # fmt: skip
 """Option -> key of the settings."""
 
@@ -41,8 +42,17 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """Trainings, first stages not counted."""
+        """Trainings, first stages and trials not counted."""
         return len(self.experiment.methods) * len(self.experiment.seeds)
+
+    @property
+    def trials(self) -> int:
+        """Trainings made before, to tune."""
+        return len(self.experiment.methods) * self.experiment.tune
+
+
+def _labelled(e: Experiment) -> dict[str, str]:
+    return {label: label for label in e.labels}
 
 
 def plan(command: str, flags: Mapping[str, Any]) -> Plan:
@@ -52,10 +62,16 @@ def plan(command: str, flags: Mapping[str, Any]) -> Plan:
     """
     typed = _typed(flags)
     file = read_yaml(flags["config"]) if flags.get("config") else {}
+    if flags.get("split"):
+        layers = ({k: v for k, v in layer.items() if k != "method"} for layer in (file, typed))
+        _check_split(flags["split"], experiment(DEFAULTS[command], *layers))
     found = experiment(DEFAULTS[command], file, typed)
     if command == "train" and (len(found.methods) > 1 or len(found.seeds) > 1):
         raise ConfigError("train runs one method on one seed (--method NAME --seed K); `molere compare` runs several")
     default = experiment(DEFAULTS[command], {"data": {"name": found.data.name, "scenario": found.scenario}})
+    if command == "train" and found.tune:
+        raise ConfigError(f"--tune {found.tune}: train runs one method as given; `molere compare` tunes")
+    search.check(_labelled(found), asdict(found.data), found.train, found.tune)
     folder = _folder(command, found, flags.get("name"), default)
     return Plan(command, replace(found, resume="never" if found.resume == "never" else "auto"), folder)
 
@@ -73,6 +89,16 @@ def _typed(flags: Mapping[str, Any]) -> dict[str, object]:
             mistakes.append(str(e))
     refuse(mistakes)
     return values
+
+
+def _check_split(name: str, e: Experiment) -> None:
+    """ConfigError unless there is such a holdout, and a method of the experiment has one to be replaced."""
+    pick("split", name, registry.HOLDOUTS)
+    if not any("holdout" in (settings.known_settings(spec.name) or {}) for spec in e.specs):
+        named = ", ".join(spec.name for spec in e.specs)
+        raise ConfigError(
+            f"--split {name}: no holdout in {named} to choose; use a method such as lrw-random or erm-part"
+        )
 
 
 def _value(option: str, value: object) -> object:
@@ -135,6 +161,7 @@ def described(p: Plan) -> dict[str, object]:
         "data": {"name": e.data.name, "scenario": e.scenario, "root": e.data.root, "limit": e.data.limit},
         "model": e.model or registry.DATASETS[e.data.name].model,
         "train": recipe,
+        **({"tune": search.described(_labelled(e), e.train, e.tune)} if e.tune else {}),
         "folder": str(p.folder),
         "resume": e.resume,
     }

@@ -27,6 +27,7 @@ def start(plan: Plan, console: Console, *, dry_run: bool, as_json: bool, command
         return 0
     e = plan.experiment
     count = f"{len(e.methods)} methods x {len(e.seeds)} seeds" if plan.command != "train" else e.labels[0]
+    count += f" after {plan.trials} trials" if e.tune else ""
     console.say(f"{plan.command}: {count} on {e.data.name} ({e.scenario}) -> {plan.folder}")
     if plan.command == "train":
         return train(plan, console, as_json)
@@ -39,7 +40,8 @@ def settings_file(plan: Plan) -> str:
 
 
 def _words(plan: Plan) -> str:
-    lines = [f"would train {plan.runs} {'run' if plan.runs == 1 else 'runs'}; nothing is done"]
+    trials = f" after {plan.trials} trials" if plan.trials else ""
+    lines = [f"would train {plan.runs} {'run' if plan.runs == 1 else 'runs'}{trials}; nothing is done"]
     return "\n".join(lines + [f"{k}: {v if isinstance(v, str) else dump_value(v)}" for k, v in described(plan).items()])
 
 
@@ -87,7 +89,7 @@ def compare(plan: Plan, console: Console, as_json: bool, command: str) -> int:
     from molere.compare import compare as run
 
     e = plan.experiment
-    with console.meter(plan.runs) as meter:
+    with console.meter(plan.runs + plan.trials) as meter:
         comparison = run(
             e.labels,
             data=_load_arguments(e),
@@ -97,6 +99,7 @@ def compare(plan: Plan, console: Console, as_json: bool, command: str) -> int:
             out=plan.folder,
             jobs=e.jobs,
             resume=e.resume != "never",
+            tune=e.tune,
             progress=lambda news: _progress(meter, news),
             command=command,
         )
@@ -134,4 +137,5 @@ def _observe(meter: Meter, event: Mapping[str, Any]) -> None:
 
 def _progress(meter: Meter, news: "Progress") -> None:
     job = news.job
-    meter.update((job.label, job.seed), news.state, news.fraction, news.metrics, f"{job.label} seed {job.seed}")
+    what = f"seed {job.seed}" if job.trial is None else f"trial {job.trial}"
+    meter.update((job.label, job.seed, job.trial), news.state, news.fraction, news.metrics, f"{job.label} {what}")

@@ -159,6 +159,16 @@ def rotate90(x: Shaped[Tensor, "n c h w"], mask: Bool[Tensor, " n"]) -> Shaped[T
     return turned
 
 
+def corner_patch(x: Shaped[Tensor, "n c h w"], right: Bool[Tensor, " n"]) -> Shaped[Tensor, "n c h w"]:
+    """A copy of the images with a bright square in the upper right corner (marked) or the upper left one."""
+    side = max(2, x.shape[-1] // 8)
+    bright = 255 if x.dtype == torch.uint8 else 1.0
+    patched = x.clone()
+    patched[right, :, :side, -side:] = bright
+    patched[~right, :, :side, :side] = bright
+    return patched
+
+
 def stratified_subset(y: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, " m"]:
     """Positions, in order, of n random examples; each class has its share of y, to within one example."""
     if not 0 <= n <= len(y):

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from molere.data.corrupt import instance_noise, long_tail, rare_group, rotate90, uniform_noise
+from molere.data.corrupt import corner_patch, instance_noise, long_tail, rare_group, rotate90, uniform_noise
 from molere.rng import key
 
-GROUPS = ("upright", "rotated")
+ROTATED = ("upright", "rotated")
+SPURIOUS = ("agreeing", "conflicting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,17 @@ class Scenario:
     instance: float = 0.0  # rate of instance-dependent label noise
     uniform: float = 0.0  # true share of labels flipped to any other class
     tail: float = 1.0  # largest class / smallest class
+    conflicting: float = 0.0  # share of images whose corner patch does not say whether the class is odd
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of groups 0 and 1, the rare one; none if there are none."""
+        return ROTATED if self.rotated else SPURIOUS if self.conflicting else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Examples and what is known of them: ids are positions in the source, group 0 is upright, 1 rotated."""
+    """Examples and what is known of them: ids are positions in the source, group 1 is the rare one."""
 
     x: Shaped[Tensor, "n ..."]
     y: Int[Tensor, " n"]
@@ -61,11 +68,20 @@ def _shaped(part: Part, scenario: Scenario, classes: int, seed: int) -> Part:
     if scenario.rotated:
         mask = rare_group(part.y, scenario.rotated, seed)
         part = replace(part, x=rotate90(part.x, mask), group=mask.long())
+    if scenario.conflicting:
+        mask = rare_group(part.y, scenario.conflicting, seed)
+        part = replace(part, x=corner_patch(part.x, (part.y % 2 == 1) ^ mask), group=mask.long())
     return part
 
 
-def with_rotated_copies(part: Part) -> Part:
-    """The images as they are (group 0), then all of them turned by 90 degrees (group 1)."""
-    turned = rotate90(part.x, torch.ones(len(part.y), dtype=torch.bool))
-    group = torch.arange(2).repeat_interleave(len(part.y))
-    return Part(torch.cat((part.x, turned)), part.y.repeat(2), part.ids.repeat(2), group)
+def in_both_groups(part: Part, scenario: Scenario) -> Part:
+    """All images as group 0 has them, then all of them as group 1 has; unchanged where there are no groups."""
+    if not scenario.groups:
+        return part
+    rare = torch.ones(len(part.y), dtype=torch.bool)
+    if scenario.rotated:
+        x = torch.cat((part.x, rotate90(part.x, rare)))
+    else:
+        odd = part.y % 2 == 1
+        x = torch.cat((corner_patch(part.x, odd), corner_patch(part.x, ~odd)))
+    return Part(x, part.y.repeat(2), part.ids.repeat(2), torch.arange(2).repeat_interleave(len(part.y)))

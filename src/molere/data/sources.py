@@ -15,7 +15,7 @@ from molere.data.corrupt import stratified_split, stratified_subset
 from molere.data.files import available, read
 from molere.data.labels import Array, checked_labels
 from molere.data.pool import Data, DatasetPool, TensorPool
-from molere.data.scenarios import GROUPS, Part, Scenario, corrupted, with_rotated_copies
+from molere.data.scenarios import Part, Scenario, corrupted, in_both_groups
 from molere.errors import DataError
 from molere.names import pick
 from molere.rng import key
@@ -61,14 +61,13 @@ def load(
     train, selection, test = source.split(name, root, limit, seed, select)
     parts = corrupted([train] if selection is None else [train, selection], setting, source.classes, seed)
     pools = [_pool(part, source) for part in parts]
-    hidden = setting.rotated > 0
     return Data(
         name=name,
         scenario=chosen,
         train=pools[0],
         select=pools[1] if len(pools) > 1 else None,
-        tests={"test": _pool(with_rotated_copies(test) if hidden else test, source)},
-        group_names=GROUPS if hidden else (),
+        tests={"test": _pool(in_both_groups(test, setting), source)},
+        group_names=setting.groups,
         headline=_headline(setting),
         default_model=source.model,
         recipe=source.recipe,
@@ -81,8 +80,8 @@ def _pool(part: Part, source: Source) -> TensorPool:
 
 
 def _headline(scenario: Scenario) -> tuple[str, ...]:
-    if scenario.rotated:
-        return tuple(f"accuracy[{group}]" for group in reversed(GROUPS))
+    if scenario.groups:
+        return tuple(f"accuracy[{group}]" for group in reversed(scenario.groups))
     return ("accuracy", "worst_class") if scenario.tail > 1 else ("accuracy",)
 
 
@@ -138,6 +137,7 @@ _IMAGES = {
     "hidden-group-noise": Scenario(rotated=0.03, instance=0.15),
     "noise": Scenario(instance=0.3),
     "longtail": Scenario(tail=50.0),
+    "spurious": Scenario(conflicting=0.05),
 }
 _CROP_FLIP = {"augment": "crop-flip", "crop_padding": 4}
 
@@ -148,7 +148,8 @@ SOURCES: Mapping[str, Source] = {
             "hidden-group": Scenario(rotated=0.04),
             "hidden-group-noise": Scenario(rotated=0.04, uniform=0.2),
             "noise": Scenario(instance=0.3),
-            "longtail": Scenario(tail=20.0),
+            "longtail": Scenario(tail=50.0),
+            "spurious": Scenario(conflicting=0.05),
             "clean": Scenario(),
         },
         classes=10,

@@ -52,8 +52,8 @@ class LRW(Method[LRWState]):
     """Classifier updates for each update of the weight network (Q)."""
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of the run with equal weights first."""
-    order: Literal["fused", "strict"] = "fused"
-    """Learn from the step taken (fused), or from a virtual step before it (strict)."""
+    order: Literal["fused", "strict", "first-order"] = "fused"
+    """Learn from the step taken (fused), from a virtual step before it (strict), or without any step (first-order)."""
     objective: Literal["mean", "difficulty-aware", "trimmed"] = "mean"
     """Validation loss; difficulty-aware is variant 1 of appendix F, trimmed leaves out the largest tenth."""
     weights: Weights = Weights()
@@ -73,13 +73,13 @@ class LRW(Method[LRWState]):
 
     def step(self, run: Run, state: LRWState, batch: Batch) -> Taken:
         """One weighted update, and once in Q an update of the weight network."""
-        seen = run.forward(batch)
         if not run.passed(self.warmup):
-            return run.update(seen)
-        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
+            return run.update(run.forward(batch))
         meta = run.due(self.q)
-        if meta and self.order == "strict":
-            look = run.look_ahead(seen, w, self.val_loss())
+        seen = run.forward(batch, remember=meta)
+        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
+        if meta and self.order != "fused":
+            look = run.look_before(seen, w, self.val_loss(), order=self.order)
             self.weights.learn(run, state.weigher, w, run.weight_gradient(look))  # 13
             w = self.weights(run, state.weigher, seen)
         taken = run.update(seen, w, remember=meta and self.order == "fused")  # 15

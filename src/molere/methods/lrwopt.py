@@ -37,7 +37,7 @@ from molere.losses import cross_entropy, label_penalty, share_penalty, soft_vali
 from molere.method import Method, Run
 from molere.networks import Splitter
 from molere.split import Split, churn, generate_split, part_size, random_part
-from molere.steps import Look, Seen, Taken, chunks
+from molere.steps import Look, Taken, chunks
 from molere.weighting import Weights
 
 CHUNK = 65_536
@@ -98,8 +98,8 @@ class LRWOpt(Method[LRWOptState]):
     """Fresh passes in evaluation mode for the splitter and the split, instead of the bank of the training passes."""
     patience: Annotated[int, Ge(1)] | None = None
     """End the run once the gap has shrunk this often in a row (lines 14-16); none: never, as the paper's own runs."""
-    order: Literal["fused", "strict"] = "fused"
-    """Learn from the step taken (fused), or from a virtual step before it (strict)."""
+    order: Literal["fused", "strict", "first-order"] = "fused"
+    """Learn from the step taken (fused), from a virtual step before it (strict), or without any step (first-order)."""
     weights: Weights = Weights()
     """The weight network."""
 
@@ -128,12 +128,13 @@ class LRWOpt(Method[LRWOptState]):
 
     def step(self, run: Run, state: LRWOptState, batch: Batch) -> Taken:
         """One weighted update, and once in Q an update of splitter and weight network."""
-        seen, meta = run.forward(batch), run.due(self.q)  # 9, 10
+        meta = run.due(self.q)  # 9
         if not run.passed(self.warmup):
-            return self.warm_step(run, state, seen, meta)
+            return self.warm_step(run, state, batch, meta)
+        seen = run.forward(batch, remember=meta)  # 10
         w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
-        if meta and self.order == "strict":
-            self.learn(run, state, run.look_ahead(seen, w), w)  # 6, 7, 8
+        if meta and self.order != "fused":
+            self.learn(run, state, run.look_before(seen, w, order=self.order), w)  # 6, 7, 8
             w = self.weights(run, state.weigher, seen)
         taken = run.update(seen, w, remember=meta and self.order == "fused")  # 11, eq. 15
         if meta and self.order == "fused":
@@ -142,11 +143,11 @@ class LRWOpt(Method[LRWOptState]):
             run.resplit(self.generate_split(run, state))
         return taken
 
-    def warm_step(self, run: Run, state: LRWOptState, seen: Seen, meta: bool) -> Taken:
+    def warm_step(self, run: Run, state: LRWOptState, batch: Batch, meta: bool) -> Taken:
         """A plain update; the splitter may learn already."""
-        taken = run.update(seen)
+        taken = run.update(run.forward(batch))
         if meta and self.learn_in_warmup:
-            state.splitter.step(self.splitter_loss(run, state, run.look(seen)))  # 7
+            state.splitter.step(self.splitter_loss(run, state, run.look(taken.seen)))  # 7
         return taken
 
     def learn(self, run: Run, state: LRWOptState, look: Look, w: Tensor) -> None:

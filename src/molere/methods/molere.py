@@ -116,13 +116,13 @@ class Molere(Method[MolereState]):
 
     def step(self, run: Run, state: MolereState, batch: Batch) -> Taken:
         """One update: plain while warming up, weighted after."""
-        seen = run.forward(batch)
         if not state.scored:
-            return run.update(seen)
+            return run.update(run.forward(batch))
         if state.weigher is None:
-            return run.update(seen, state.weights[batch.index])
-        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
+            return run.update(run.forward(batch), state.weights[batch.index])
         meta = run.due(self.every)
+        seen = run.forward(batch, remember=meta)
+        w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
         taken = run.update(seen, w, remember=meta)
         if meta:
             look = run.look_back(taken, self.val_loss())
