@@ -423,6 +423,13 @@ def test_what_runs_logged_is_averaged_over_seeds_and_shown_beside_its_method() -
     assert "| bad | 0.15 ± 0.64 | 2 ± 0 |" in rows
 
 
+def test_what_one_of_many_methods_logged_is_a_line_of_its_own() -> None:
+    table = tabulate([*logging_results(0.1), *results("same", 2)])
+    section = report.markdown(table, ABOUT).split("## Logged along the way")[1]
+    assert "| method |" not in section
+    assert "- bad: split_rejected 0.15 ± 0.64, churn 2 ± 0" in section.splitlines()
+
+
 @pytest.mark.parametrize(("rejected", "warned"), [(0.3, False), (0.45, True)])
 def test_a_row_whose_splits_were_mostly_rejected_is_cautioned_against(rejected: float, warned: bool) -> None:
     said = [line for line in wording.verdicts(tabulate(logging_results(rejected))) if "rejected" in line]

@@ -152,8 +152,21 @@ def _logged(table: Table) -> list[str]:
     names = [name for name in names if name not in OF_WEIGHTS or _varies(table, name)]
     if not names:
         return []
-    rows = [[label, *(_short(table.logged[label].get(name)) for name in names)] for label in table.labels]
-    return ["## Logged along the way, means over epochs", _grid(["method", *names], rows)]
+    by = {name: [label for label in table.labels if name in table.logged[label]] for name in names}
+    shared = [name for name in names if len(by[name]) > 1 or len(table.labels) < 3]
+    rows = [[label, *(_short(table.logged[label].get(name)) for name in shared)] for label in table.labels]
+    grid = [_grid(["method", *shared], rows)] if shared else []
+    return ["## Logged along the way, means over epochs", *grid, *_own(table, [n for n in names if n not in shared])]
+
+
+def _own(table: Table, names: Sequence[str]) -> list[str]:
+    """What one method alone logged, a line a method."""
+    lines = [
+        f"- {label}: " + ", ".join(f"{name} {_short(logged[name])}" for name in names if name in logged)
+        for label, logged in table.logged.items()
+        if any(name in logged for name in names)
+    ]
+    return ["\n".join(lines)] if lines else []
 
 
 def _varies(table: Table, name: str) -> bool:
