@@ -81,3 +81,10 @@ def test_oracle_is_the_closed_form_of_softmax_regression(monkeypatch: pytest.Mon
     np.testing.assert_allclose(oracle(problem).numpy(), closed, rtol=1e-12)
     for way in ("exact", "exact-strict", "ghost", "functional", "functional-strict", "original"):
         np.testing.assert_allclose(products(problem, WAYS[way].make).numpy(), closed, rtol=1e-4, atol=1e-7)
+
+
+def test_the_table_of_speed_in_the_readme_is_what_the_script_wrote() -> None:
+    written = (FOLDER.parent / "docs" / "results" / "engine.md").read_text()
+    table = written.partition("## In short\n\n")[2].partition("\n\n")[0]
+    assert table.count("\n") >= 2
+    assert table in (FOLDER.parent / "README.md").read_text()

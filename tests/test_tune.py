@@ -44,6 +44,13 @@ def test_every_range_lies_within_the_limits_of_its_setting(name: str) -> None:
             assert not settings.check_spec(MethodSpec.parse(spec), {})
 
 
+@pytest.mark.parametrize("name", SEARCH)
+def test_every_trial_makes_a_method(name: str) -> None:
+    for trial in range(1, 40):
+        chosen = drawn({f"method.{k}": v for k, v in SEARCH[name].items()}, seed=0, trial=trial)
+        settings.make_method(applied(name, chosen)[0])
+
+
 @pytest.mark.parametrize("kind", SEARCH_TRAIN)
 def test_ranges_of_training_lie_within_its_limits(kind: str) -> None:
     for key, space in SEARCH_TRAIN[kind].items():

@@ -16,6 +16,8 @@ class Entry:
     """What the preset `paper` changes: the method as published, literally."""
     needs: tuple[str, ...] = ()
     """Keys of NEEDS."""
+    paper_needs: tuple[str, ...] = ()
+    """What the preset `paper` needs besides."""
 
 
 _LRW_PAPER: dict[str, object] = {
@@ -92,7 +94,8 @@ METHODS: Mapping[str, Entry] = {
         "MAPLE",
         "learns which examples to keep, so that training on them has a low risk elsewhere",
         paper={"form": "full", "risk": "irmv1", "judge": "pool", "share": 0.3, "lr": 1.5},
-        needs=("validation", "groups"),
+        needs=("validation",),
+        paper_needs=("groups",),
     ),
     "stablenet": Entry(
         "molere.methods.stablenet", "StableNet", "weights that make random functions of the features independent"
@@ -125,6 +128,7 @@ METHODS: Mapping[str, Entry] = {
         "weights of each batch from the agreement of its gradients with a validation gradient",
         paper={"holdout": {"kind": "clean"}},
         needs=("validation",),
+        paper_needs=("clean",),
     ),
     "mwn": Entry(
         "molere.methods.mwn",
@@ -132,6 +136,7 @@ METHODS: Mapping[str, Entry] = {
         "weight as a learned function of the loss (Meta-Weight-Net), as for label noise",
         paper={"holdout": {"kind": "clean"}},
         needs=("validation",),
+        paper_needs=("clean",),
     ),
     "mwn-imbalance": Entry(
         "molere.methods.mwn",
@@ -147,6 +152,7 @@ METHODS: Mapping[str, Entry] = {
         "weight as a learned function of the margins to all classes",
         paper={"holdout": {"kind": "clean"}},
         needs=("validation",),
+        paper_needs=("clean",),
     ),
     "gdw": Entry(
         "molere.methods.gdw",
@@ -154,6 +160,7 @@ METHODS: Mapping[str, Entry] = {
         "a weight for each example and class, on the gradient of the logits",
         paper={"holdout": {"kind": "clean"}},
         needs=("validation",),
+        paper_needs=("clean",),
     ),
     "fsr": Entry(
         "molere.methods.fsr",
@@ -177,13 +184,13 @@ METHODS: Mapping[str, Entry] = {
 
 PRESETS: Mapping[str, str] = {
     "default": "settings that worked in our measurements",
-    "paper": "settings as published, literally",
+    "paper": "as published, where that carries over to any data; a method's page says what does not",
 }
 
 NEEDS: Mapping[str, str] = {
     "validation": "a validation part, taken from the pool by its holdout",
     "clean": "true labels of that part, as holdout=clean takes them",
-    "groups": "groups of the pool (some settings only)",
+    "groups": "groups of the pool",
     "scout": "a model trained before, which it trains itself",
 }
 
@@ -250,7 +257,7 @@ SEARCH: Mapping[str, Mapping[str, LogUniform | Choice]] = {
     "stablenet": {"strength": LogUniform(1.0, 100.0)},
     "mbr": {"gamma": LogUniform(0.5, 10.0), "beta": Choice((-0.5, 0.0, 0.5))},
     "rho-loss": {**_PART, "share": Choice((0.1, 0.2, 0.5))},
-    "jtt": {"factor": LogUniform(2.0, 50.0), "epochs": Choice((0.05, 0.1, 0.2, 0.4))},
+    "jtt": {"factor": Choice((2.0, 3.0, 5.0, 10.0, 20.0, 50.0)), "epochs": Choice((0.05, 0.1, 0.2, 0.4))},
     "cvar": {"alpha": LogUniform(0.1, 0.8)},
     "doro": {"alpha": LogUniform(0.1, 0.8), "epsilon": LogUniform(0.005, 0.3)},
     "trimmed": {"share": LogUniform(0.02, 0.4)},

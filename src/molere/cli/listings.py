@@ -28,7 +28,7 @@ def quick(arguments: Sequence[str]) -> str | None:
 def methods(as_json: bool) -> str:
     """All methods with a line each."""
     if as_json:
-        needs = {name: list(entry.needs) for name, entry in registry.METHODS.items()}
+        needs = {n: {"default": [*e.needs], "paper": [*e.needs, *e.paper_needs]} for n, e in registry.METHODS.items()}
         summaries = {name: entry.summary for name, entry in registry.METHODS.items()}
         return _json({"methods": summaries, "needs": needs, "presets": dict(registry.PRESETS)})
     width = max(len(_needs(entry)) for entry in registry.METHODS.values())
@@ -43,7 +43,8 @@ def methods(as_json: bool) -> str:
 
 
 def _needs(entry: registry.Entry) -> str:
-    return ", ".join(entry.needs) or "-"
+    more = f" (paper: {', '.join(entry.paper_needs)})" if entry.paper_needs else ""
+    return (", ".join(entry.needs) or "-") + more
 
 
 def method(name: str, as_json: bool) -> str:

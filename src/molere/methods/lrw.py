@@ -54,8 +54,9 @@ class LRW(Method[LRWState]):
     """Share of the run with equal weights first."""
     order: Literal["fused", "strict", "first-order"] = "fused"
     """Learn from the step taken (fused), from a virtual step before it (strict), or without any step (first-order)."""
-    objective: Literal["mean", "difficulty-aware", "trimmed"] = "mean"
-    """Validation loss; difficulty-aware is variant 1 of appendix F, trimmed leaves out the largest tenth."""
+    objective: Literal["mean", "difficulty-aware", "focal", "trimmed"] = "mean"
+    """Validation loss; difficulty-aware is variant 1 of appendix F by batches (with many classes only after a warm-up),
+    focal the same by examples, trimmed leaves out the largest tenth."""
     weights: Weights = Weights()
     """The weight network."""
 
@@ -92,4 +93,11 @@ class LRW(Method[LRWState]):
         """From validation losses [m] to the scalar that phi lowers."""
         if self.objective == "difficulty-aware":
             return partial(difficulty_aware, eta=1.0, epsilon=1e-6)
+        if self.objective == "focal":
+            return focal_mean
         return partial(trimmed_mean, share=0.1) if self.objective == "trimmed" else mean
+
+
+def focal_mean(losses: Tensor) -> Tensor:
+    """The mean of -(1 - p_i)^2 log p_i, p_i = exp(-l_i): the difficulty-aware loss of each example for itself."""
+    return difficulty_aware(losses, eta=2.0, epsilon=1e-6, level="example").mean()
