@@ -254,9 +254,13 @@ def targets(cells: Cells, models: Sequence[str]) -> str:
             rows.append((f"{what}: worst of {len(each)}, {at}", each[at], limit, True))
 
     worst("one-sided, fused, over ERM, conv nets and ViT", lambda f: f.over, "one-sided", 2.5, deep)
+    worst("ghost, fused, over ERM, where allowed", lambda f: f.over, "ghost", 2.5, deep)
     if over_erm_known(cells, "resnet32"):
         over = median(over_erm(cells, "resnet32", "lrwopt/5"))
         rows.append(("LRWOpt, Q = 5, whole run over ERM, ResNet-32", over, 1.30, True))
+        knob = median(over_erm(cells, "resnet32", "lrwopt suffix-2/3/5"))
+        cosine = _cosine(cells, "resnet32", "suffix-2/3")
+        rows.append((f"LRWOpt, Q = 5, meta_share 2/3 (cosine {cosine}), ResNet-32", knob, 1.25, True))
     ours = found_of(cells, "resnet32", "one-sided")
     for way, limit in PEERS.items():
         theirs = found_of(cells, "resnet32", way)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import oracles
 from molere import rng
 from molere.data.pool import Batch, Data, TensorPool
-from molere.errors import ConfigError
+from molere.errors import ConfigError, NumericsError
 from molere.kernels import full_float32, is_reduced
 from molere.learner import Learner
 from molere.losses import trimmed_mean
@@ -487,7 +487,7 @@ def test_the_probe_is_content_with_differences_where_everything_is_zero() -> Non
 # ---- through a run
 
 
-def _open_run(name: str, optimizer: str, rule: oracles.Rule, **recipe: Any) -> tuple[Run, oracles.Trainer]:
+def _open_run(name: str, optimizer: Any, rule: oracles.Rule, **recipe: Any) -> tuple[Run, oracles.Trainer]:
     """A run in float64 on 24 training and 16 validation examples, and the oracle at the same parameters."""
     x, y = torch.randn(40, 5, 5, generator=torch.Generator().manual_seed(2)), torch.arange(40) % 3
     data = Data("toy", TensorPool(x, y), None, {"test": TensorPool(x, y)})
@@ -495,10 +495,8 @@ def _open_run(name: str, optimizer: str, rule: oracles.Rule, **recipe: Any) -> t
         k: v for k, v in vars(rule).items() if k not in ("lr", "momentum", "nesterov", "weight_decay", "decoupled")
     }
     known = {k: getattr(rule, k) for k in ("lr", "momentum", "nesterov", "weight_decay") if hasattr(rule, k)}
-    settings = Recipe(
-        **{"epochs": 3, "batch_size": 8, "val_batch_size": 6, "precision": "float64", **known, **recipe},
-        optimizer=optimizer, optimizer_args=given,
-    )  # fmt: skip
+    chosen = {"optimizer": optimizer, "optimizer_args": given, **known, **recipe}
+    settings = Recipe(**{"epochs": 3, "batch_size": 8, "val_batch_size": 6, "precision": "float64", **chosen})
     training = ARCHITECTURES[name][1]
 
     def build_model() -> nn.Module:
@@ -809,3 +807,89 @@ def test_a_compiled_classifier_finds_the_same_gradients(estimator: str) -> None:
 def test_what_cannot_be_compiled_is_said_before_the_first_step(recipe: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         _open_run("cnn", *SETTINGS[0], **recipe)
+
+
+# ---- what an update must not do in silence
+
+
+def test_a_weight_that_is_no_number_ends_the_run() -> None:
+    run, _ = _open_run("mlp", *SETTINGS[0])
+    w = _weights(0)
+    w[3] = float("nan")
+    with pytest.raises(NumericsError, match="a weight is not finite at update 0"):
+        run.update(run.forward(run.train_batch()), w)
+
+
+def test_after_a_skipped_update_nothing_is_left_of_the_one_before() -> None:
+    found: list[Tensor] = []
+    for size in (1.0, 50.0):
+        run, _ = _open_run("mlp", "sgd", oracles.SGD(0.01), grad_clip=0.05)
+        before = run.classifier.snapshot()
+        run.update(run.forward(run.train_batch()), torch.full((8,), size, dtype=torch.float64))
+        with torch.no_grad():
+            for k, p in run.classifier.params.items():
+                p.copy_(before[k])
+        seen = run.forward(run.train_batch())
+        found.append(run.weight_gradient(run.look_back(run.update(seen, torch.zeros_like(seen.losses), remember=True))))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
+class _Sum(nn.Module):
+    """A layer whose weight is the sum of two parameters, which share one gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.randn(4, 25)), nn.Parameter(torch.zeros(4, 25))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(F.linear(x.flatten(1), self.one + self.two)))
+
+
+def _run_of(model: type[nn.Module], monkeypatch: pytest.MonkeyPatch, **recipe: Any) -> tuple[Run, oracles.Trainer]:
+    monkeypatch.setitem(ARCHITECTURES, "own", (model, True))
+    return _open_run("own", "sgd", oracles.SGD(0.1), **recipe)
+
+
+def test_parameters_that_share_a_gradient_are_clipped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, trainer = _run_of(_Sum, monkeypatch, estimator="ghost", grad_clip=0.1)
+    for _ in range(2):
+        run.classifier.schedule.at(run.updates)
+        trainer.rule = replace(trainer.rule, lr=run.classifier.schedule.lr)
+        seen = run.forward(run.train_batch(), remember=True)
+        back = run.look_back(run.update(seen, _weights(run.updates) + 0.1, remember=True))
+        run.weight_gradient(back)
+        trainer.step(seen.batch.x, seen.batch.y, _weights(run.updates) + 0.1, seen.stream)
+        for key, p in run.classifier.params.items():
+            torch.testing.assert_close(p.detach(), trainer.theta[key], rtol=1e-8, atol=1e-10)
+        run.updates += 1
+
+
+class _Mixing(nn.Module):
+    """Normalises by statistics of its batch, in plain tensor arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(25, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.body(x.flatten(1)))
+        return self.head((h - h.mean(0)) / (h.std(0) + 1e-3))
+
+
+def test_a_run_refuses_ghost_products_of_a_module_that_mixes_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = _run_of(_Mixing, monkeypatch, estimator="ghost")
+    seen = run.forward(run.train_batch(), remember=True)
+    with pytest.raises(ConfigError, match="no ghost products: examples are mixed"):
+        run.update(seen, _weights(0) + 0.1, remember=True)
+
+
+def test_looking_here_takes_each_parameters_own_learning_rate() -> None:
+    def two_rates(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": parameters[:2], "lr": lr}, {"params": parameters[2:], "lr": 3 * lr}])
+
+    run, _ = _open_run("mlp", "sgd", oracles.SGD(0.1))
+    other, _ = _open_run("mlp", two_rates, oracles.SGD(0.1), optimizer_args={})
+    found = [r.look_here(r.forward(r.train_batch())).direction for r in (run, other)]
+    for place, key in enumerate(run.classifier.params):
+        torch.testing.assert_close(found[1][key], found[0][key] * (1 if place < 2 else 3), rtol=1e-12, atol=1e-15)

@@ -46,7 +46,7 @@ class Learner:
     ) -> None:
         self.name = name
         self.model = model
-        self._called = model if backend is None else cast(Callable[..., Tensor], torch.compile(model, backend=backend))
+        self._called = model if backend is None else _compiled(model, backend)
         self.optimizer = optimizer
         self.schedule = schedule
         self.grad_clip = grad_clip
@@ -92,9 +92,18 @@ class Learner:
 
     def follow(self, grads: Params) -> None:
         """One update along gradients that are known already; parameters without one stay."""
+        owned = set[int]()
         for name, p in self.params.items():
-            p.grad = _laid_out(grads[name], p) if name in grads else None
+            grad = _laid_out(grads[name], p) if name in grads else None
+            shared = grad is not None and (self.grad_clip is not None or grad.data_ptr() in owned)
+            p.grad = grad.clone() if grad is not None and shared else grad  # autograd may give one tensor twice
+            owned |= set() if grad is None else {grad.data_ptr()}
         self._apply()
+
+    def stand_still(self) -> None:
+        """What `pull_back` is to know of an update that was not made."""
+        self._clear()
+        self._clipped, self._stood_still = None, False
 
     @property
     def loss_scale(self) -> float:
@@ -189,10 +198,14 @@ class Learner:
         if self._clipped is None and not sensitivity.reads_gradients:
             self._clear()
 
+    def rates(self) -> dict[str, float]:
+        """The present learning rate of each parameter, 0 where the optimiser does not have it."""
+        lr = {id(p): float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
+        return {k: lr.get(id(p), 0.0) for k, p in self.params.items()}
+
     def plain_step(self, grads: Params) -> tuple[Params, PullBack]:
         """theta' = theta - lr grads, without momentum or weight decay, and v -> -lr v."""
-        lr = {id(p): float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
-        rate = {k: lr.get(id(p), 0.0) for k, p in self.params.items()}
+        rate = self.rates()
         ahead = {k: p.detach() - rate[k] * grads[k] for k, p in self.params.items()}
         return ahead, lambda v: {k: -rate[k] * t for k, t in v.items()}
 
@@ -249,6 +262,12 @@ class Learner:
             self.schedule.load_state_dict(state["schedule"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def _compiled(model: nn.Module, backend: str) -> Callable[..., Tensor]:
+    """The module through torch.compile, with dropout masks of the same stream as without."""
+    options: dict[str, Any] = {"options": {"fallback_random": True}} if backend == "inductor" else {}
+    return cast(Callable[..., Tensor], torch.compile(model, backend=backend, **options))
 
 
 def _laid_out(grad: Tensor, p: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ from molere import rng
 from molere.bank import Bank
 from molere.batches import Batches
 from molere.data.pool import Batch, Pool
-from molere.errors import ConfigError, StorageError
+from molere.errors import ConfigError, NumericsError, StorageError
 from molere.learner import Learner
 from molere.losses import cross_entropy
 from molere.metagrad import Outputs, gradients
 from molere.models import feature_width
 from molere.notes import Notes
 from molere.optim import Params, make_optimizer
-from molere.passes import Passes
+from molere.passes import Passes, unscaled
 from molere.probe import Chooser
 from molere.recipe import Recipe
 from molere.split import Split, probabilistic_margin, random_part
@@ -118,7 +118,7 @@ class Run:
         flipped = None if pool.clean_y is None else pool.clean_y.to(pool.y.device) != pool.y
         self.notes, self.chooser = Notes(len(pool), device, flipped), Chooser(recipe.estimator)
         self.waited = 0.0
-        self.head = head
+        self.head, self._verified = head, False
         self._scouts, self._passes = scouts, Passes(classifier, head, recipe, device, suffix)
         self._bank: Bank | None = None
         self._batches = Batches(len(pool), seed, device)
@@ -231,15 +231,22 @@ class Run:
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
         products: Products | None = None
-        if along is not None or w is None or float(w.abs().sum()) > 1e-12:
+        if along is not None or w is None or self._total(w) > 1e-12:
             products = self._step(seen, w, along, remember)
-        elif remember:
-            products = self._products_from_tape(seen)
+        else:
+            products = self._products_from_tape(seen) if remember else None
+            self.classifier.stand_still()
         self.cost.backward += len(seen)
         losses = seen.losses.detach()
         self._bank_rows(seen.batch, seen.logits, losses, seen.features)
         self.notes.trained(seen.batch.index, w, losses.mean())
         return Taken(seen, w, before, sensitivity, products)
+
+    def _total(self, w: Tensor) -> float:
+        total = float(w.abs().sum())
+        if not math.isfinite(total):
+            raise NumericsError(f"a weight is not finite at update {self.updates}; lower the weight network's lr")
+        return total
 
     def virtual(self, batch: Batch, theta: Params, *, stream: int, grad: bool = True) -> Seen:
         """A pass at other parameters, in the mode of virtual passes; nothing is changed, and no bank sees it.
@@ -259,6 +266,7 @@ class Run:
             classifier.descend_parts(self._passes.again(seen.batch.x, along, seen.stream))
             self.cost.forward += len(seen)
         elif tape and along is None and classifier.loss_scale == 1 and (w is None or float(w.min()) > LEAST_WEIGHT):
+            self._verify(seen)
             share = torch.full_like(seen.losses.detach(), 1 / len(seen))
             products, grads = tape.pullback_and_gradient(
                 seen.losses, share if w is None else w * share, classifier.params
@@ -293,7 +301,8 @@ class Run:
         """The next validation batch at the present parameters: the look-ahead of a plain step with weights 0."""
         look, grads = self._validate(None, objective)
         theta = {k: p.detach() for k, p in self.classifier.params.items()}
-        direction = {k: -self.lr * g for k, g in grads.items()}
+        rates = self.classifier.rates()
+        direction = {k: -rates[k] * g for k, g in grads.items()}
         return Look(*look, seen=seen, theta=theta, direction=direction, products=self._products_from_tape(seen))
 
     def look_ahead(
@@ -329,8 +338,7 @@ class Run:
             self.cost.virtual_forward += len(seen)
             return self._passes.gradient_in_training(seen, torch.autograd.grad(loss, seen.logits, retain_graph=True)[0])
         scale = self.classifier.loss_scale
-        grads = gradients(loss * scale, self.classifier.params, retain_graph=True)
-        return grads if scale == 1 else {k: g / scale for k, g in grads.items()}
+        return unscaled(gradients(loss * scale, self.classifier.params, retain_graph=True), scale)
 
     def weight_gradient(self, look: Look) -> Float[Tensor, " n"]:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
@@ -349,8 +357,15 @@ class Run:
     def _products_from_tape(self, seen: Seen) -> Products | None:
         if seen.tape is None:
             return None
+        self._verify(seen)
         self.cost.virtual_backward += len(seen) / 2  # to the activations, not to the parameters
         return seen.tape.pullback(seen.losses, retain_graph=True)
+
+    def _verify(self, seen: Seen) -> None:
+        """Once in a process: refuse a module that mixes the examples of a batch where no shape shows it."""
+        if seen.tape is not None and not self._verified:
+            seen.tape.verify(seen.losses)
+            self._verified = True
 
     def _products(self, look: Look, outputs_of: Callable[[Seen, Params], Outputs], known: Tensor) -> Tensor:
         seen, direction = look.seen, look.direction

@@ -109,7 +109,7 @@ class Passes:
         if self.parts == 1:
             logits, features = self.virtual(x, theta, stream=stream, grad=True)
             found = gradients(objective(logits) * scale, leaves)
-            return logits, features, found if scale == 1 else {k: g / scale for k, g in found.items()}
+            return logits, features, unscaled(found, scale)
         logits, features = self.virtual(x, theta, stream=stream, grad=False)
         z = logits.requires_grad_()
         with torch.enable_grad():
@@ -126,8 +126,8 @@ class Passes:
         scale, total = self._classifier.loss_scale, {k: torch.zeros_like(p) for k, p in leaves.items()}
         for logits, cotangent in self.again(x, along, stream):
             for k, g in gradients((logits * cotangent).sum() * scale, leaves).items():
-                total[k] += g / scale
-        return total
+                total[k] += g
+        return unscaled(total, scale)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `outputs`, in evaluation mode and without a gradient."""
@@ -184,3 +184,11 @@ class Passes:
         """Leave the module as it was found."""
         if self._tap is not None:
             self._tap.remove()
+
+
+def unscaled(grads: Params, scale: float) -> Params:
+    """Gradients of a loss that was multiplied by a scale (float16); all zero if they overflowed."""
+    if scale == 1:
+        return grads
+    finite = all(bool(torch.isfinite(g).all()) for g in grads.values())
+    return {k: g / scale if finite else torch.zeros_like(g) for k, g in grads.items()}

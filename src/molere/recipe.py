@@ -51,8 +51,8 @@ class Recipe:
     channels_last: bool = False
     """Images and convolutions in channels-last memory order; faster for most convolutional networks."""
     compile: str | None = None
-    """Backend of torch.compile for the classifier (inductor, cudagraphs, ...); none: not compiled. The first updates
-    then take minutes; meant for GPUs."""
+    """Backend of torch.compile for the classifier, such as inductor; none: not compiled. The first updates then take
+    minutes; meant for GPUs."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     q: Annotated[int, Ge(1)] | None = None
