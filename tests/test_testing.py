@@ -257,7 +257,7 @@ class Fails(Good):
         (ByHand(), "called run.update 0 times and updated the classifier 1 times"),
         (Pushes(), "of the classifier besides its one update; look at the classifier through run.look"),
         (Weighs(value=-0.1), "used a weight that is negative or not finite (least -0.1"),
-        (Weighs(value=float("nan")), "used a weight that is negative or not finite (least nan)."),
+        (Weighs(value=float("nan")), "raised NumericsError: a weight is not finite at update 0"),
         (Hides(), "the samples hold other weights than were used; leave run.notes.weight to run.update."),
         (Beyond(), "its split names example 96 of a pool of 96."),
         (NoSplit(), "split returned Tensor; return a Split, or None to end the run."),
