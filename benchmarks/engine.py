@@ -1,12 +1,13 @@
 """What a meta-gradient costs and how exact it is, beside its peers: Markdown tables and a chart.
 
-    python benchmarks/engine.py [--part steps|runs|growth|all] [--models A,B] [--engines A,B] [--device cpu|cuda]
+    python benchmarks/engine.py [--part steps|runs|growth|floor|all] [--models A,B] [--engines A,B] [--device cpu|cuda]
                                 [--quick] [--state FILE] [--out docs/results/engine.md]
 
 steps    per classifier and engine: one meta update and one classifier update over an ERM step, peak memory over an ERM
          step, error and cosine of the per-example products against double backward in float64
 runs     LRWOpt, LRW-random and a loss-weight net over ERM at equal updates, ResNet-32, images of CIFAR's shape
 growth   by how much a process grows in 2,000 meta updates of a small net
+floor    what the passes of an update cost by themselves, in bare torch
 
 Peers are optional: `pip install "molere[bench]"`, and Betty, which declares Python 3.10 at most but runs on later ones,
 by `pip install --no-deps --ignore-requires-python betty-ml`. What is not installed or fails is shown with its reason.
@@ -35,6 +36,7 @@ from typing import Any, cast
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory writes to stderr
 
 import torch
+from engine_floor import parts_of
 from engine_models import ARCHITECTURES, FOR_GPU, Problem, problem_of
 from engine_report import write
 from engine_runs import report_growth, runs_of_a_set, synchronise
@@ -262,6 +264,19 @@ def growth(state: State, size: Size, device: torch.device) -> None:
     state.cell("growth", lambda: json.loads(subprocess.check_output(command)))
 
 
+# ---- floor
+
+
+def floor(state: State, models: Sequence[str], size: Size, device: torch.device) -> None:
+    """Seconds of each pass of an update by itself, a list a round."""
+    for model in models:
+        if f"refused/{model}" not in state.cells:
+            state.cell(
+                f"floor/{model}",
+                lambda model=model: parts_of(problem_of(ARCHITECTURES[model], size.batch, device), size.rounds),
+            )
+
+
 # ---- the command
 
 
@@ -285,6 +300,7 @@ def main() -> None:
         "steps": lambda: steps(state, models, ways, size, device),
         "runs": lambda: runs(state, size, device),
         "growth": lambda: growth(state, size, device),
+        "floor": lambda: floor(state, models, size, device),
     }
     for part in parts if arguments.part == "all" else [arguments.part]:
         parts[part]()
@@ -305,7 +321,9 @@ def _names(arguments: argparse.Namespace, device: torch.device) -> tuple[list[st
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What a meta-gradient costs and how exact it is.")
-    parser.add_argument("--part", choices=["steps", "runs", "growth", "all"], default="all", help="what to measure")
+    parser.add_argument(
+        "--part", choices=["steps", "runs", "growth", "floor", "all"], default="all", help="what to measure"
+    )
     parser.add_argument("--models", metavar="A,B", help=f"of {', '.join(ARCHITECTURES)}")
     parser.add_argument("--engines", metavar="A,B", help=f"of {', '.join(WAYS)}")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

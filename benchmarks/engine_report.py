@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, cast
 
+import engine_floor
 from engine_models import ARCHITECTURES
 from engine_ways import LR, WAYS
 
@@ -31,8 +32,6 @@ class Size(Protocol):
     @property
     def batch(self) -> int: ...
     @property
-    def rounds(self) -> int: ...
-    @property
     def model(self) -> str: ...
 
 
@@ -53,6 +52,7 @@ def write(
         f"![Cost of each engine]({chart.name})\n" if drawn and chart is not None else "",
         summary(cells, models),
         targets(cells, models),
+        floor(cells, models),
         *(steps(cells, model, ways) for model in models),
         runs(cells, size),
         growth(cells),
@@ -75,7 +75,7 @@ Command: `{shlex.join(["python", "benchmarks/engine.py", *words])}`
 
 Batch {size.batch}, validation batch {size.batch}, float32 without TF32, plain SGD at {LR}; times are {clock}. An ERM
 step is forward, backward and SGD in bare torch; "over ERM" is one classifier update with one meta update over the ERM
-step timed just before it, the median of {size.rounds} rounds (least - most). "extra" is that less 1, "at Q = 5" is
+step timed just before it, the median of some rounds (least - most). "extra" is that less 1, "at Q = 5" is
 1 + extra / 5. Memory is the peak of classifier, batches and all else that torch holds, over that of the ERM step. Error
 and cosine are those of the per-example products < grad l_i, grad L_val(theta') > of one batch against double backward
 in float64; classes are random patterns under noise, after three steps of ERM. Fused order: the real step is the one
@@ -132,11 +132,12 @@ def steps(cells: Cells, model: str, ways: Sequence[str]) -> str:
     found = {way: one for way in ways if (one := found_of(cells, model, way)) is not None}
     if not found:
         return ""
-    least = [r[1] for k, one in cells.items() if k.startswith(f"time/{model}/") for r in one.values()]
+    rounds = [one for k, one in cells.items() if k.startswith(f"time/{model}/")]
+    plain = [pair[1] for one in rounds for pair in one.values()]
     lines = [
         f"## {title}",
         "",
-        f"ERM step: {median(least) * 1000:.3g} ms, {cells[f'memory/{model}/erm']:.3g} MiB.",
+        f"ERM step: {median(plain) * 1000:.3g} ms, {cells[f'memory/{model}/erm']:.3g} MiB; {len(rounds)} rounds.",
         "",
         "| engine | over ERM | extra | at Q = 5 | memory over ERM | error | cosine |",
         "|---|---|---|---|---|---|---|",
@@ -302,6 +303,13 @@ def _target(what: str, value: float, limit: float, most: bool) -> str:
     met = value <= limit if most else value >= limit
     shown = f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
     return f"| {what} | {shown} | {'<=' if most else '>='} {limit:g} | {'met' if met else '**missed**'} |"
+
+
+def floor(cells: Cells, models: Sequence[str]) -> str:
+    """The passes by themselves beside the one-sided update."""
+    found = {m: found_of(cells, m, "one-sided") for m in models}
+    measured = {m: one.over for m, one in found.items() if isinstance(one, Found)}
+    return engine_floor.table(cells, {m: ARCHITECTURES[m].title for m in models}, measured)
 
 
 # ---- the chart

@@ -35,7 +35,7 @@ def test_it_ends_writes_table_and_chart_and_goes_on_where_it_was(tmp_path: Path)
 
     text = out.read_text()
     assert text == again.stdout.rstrip("\n") or text in again.stdout
-    for heading in ("## Targets", "## MLP", "## Whole runs", "## Growth"):
+    for heading in ("## Targets", "## MLP", "## Whole runs", "## Growth", "## What the passes cost"):
         assert heading in text
     assert "| one-sided difference, fused |" in text
     assert "| higher, fused * |" in text  # measured, or with the reason why not
