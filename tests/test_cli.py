@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from molere import cli, registry
+from molere import __version__, cli, registry
 from molere.cli.console import EVERY, Meter, finite, summary
 from molere.cli.plan import check_folder
 from molere.config import parse_yaml
@@ -447,3 +447,8 @@ def test_the_doctor_refuses_what_it_cannot_examine_in_one_line(
     assert said.code == 2
     assert said.err.startswith(f"error: {sentence}")
     assert len(said.err.splitlines()) == 1
+
+
+def test_the_package_runs_as_a_module() -> None:
+    ran = subprocess.run([sys.executable, "-m", "molere", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == __version__

@@ -102,6 +102,7 @@ ORDER = [
     "cli.work",
     "cli.app",
     "cli",
+    "__main__",
 ]
 
 LIGHT = [
