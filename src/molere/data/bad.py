@@ -3,14 +3,12 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from molere.errors import DataError
 
-OnBad: TypeAlias = Literal["error", "skip"]
 NAMED = 5  # how many bad rows a message names
 
 logger = logging.getLogger(__name__)
@@ -22,6 +20,7 @@ def good_rows(length: int, bad: Mapping[int, str], where: str, on_bad: str) -> n
     The first five are named and all are counted: in a DataError, or with on_bad="skip" in a warning; the log
     (level INFO) then names every one. Raises DataError where nothing would be left.
     """
+    check_on_bad(on_bad)
     good = np.ones(length, dtype=np.bool_)
     if not bad:
         return good
@@ -37,3 +36,9 @@ def good_rows(length: int, bad: Mapping[int, str], where: str, on_bad: str) -> n
         logger.info("left out: %s", bad[row])
     good[list(bad)] = False
     return good
+
+
+def check_on_bad(on_bad: str) -> None:
+    """DataError unless it is one of the two ways to treat bad rows."""
+    if on_bad not in ("error", "skip"):
+        raise DataError(f"on_bad must be error or skip; got {on_bad!r}")

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molere.data.bad import good_rows
+from molere.data.bad import check_on_bad, good_rows
 from molere.data.corrupt import stratified_split, stratified_subset
 from molere.data.decoded import decoded, mistakes
 from molere.data.imagefiles import ImageFiles
 from molere.data.imagepool import ImagePool
 from molere.data.index import Index
 from molere.data.pool import Data, Pool, TensorPool
-from molere.data.scenarios import Part, Scenario, corrupted, in_both_groups
+from molere.data.scenarios import Part, Scenario, corrupted, in_both_groups, shifted
 from molere.errors import DataError
 from molere.rng import key
 
@@ -40,6 +40,7 @@ def data_of(
     limit: int | None = None,
     seed: int = 0,
     noise_seed: int | None = None,
+    superclasses: Sequence[int] | None = None,
     headline: tuple[str, ...] | None = None,
     model: str = "resnet50",
     recipe: Mapping[str, object] | None = None,
@@ -50,27 +51,32 @@ def data_of(
     at most 1,000). `limit`: a stratified subset of the training rows. `memory`: all images are decoded into one
     tensor; "auto": where they take at most 1 GiB and no random resized crops of whole images are asked for
     (augment="imagenet"). Else files are read batch by batch, and a bad one is found when it is met, or, with
-    on_bad="skip", beforehand. Raises DataError for bad images, named and counted, and for unlike classes.
+    on_bad="skip", beforehand. Batches are the same either way; label noise that depends on the input sees files at 32 x 32
+    pixels. Raises DataError for bad images, named and counted, and for unlike classes.
     """
     _check(train, tests, select, limit)
-    indexes = [train, *([select] if isinstance(select, Index) else []), *tests.values()]
+    check_on_bad(on_bad)
+    if memory is True and augment == "imagenet":
+        raise DataError("augment='imagenet' crops whole images, which are not kept in memory; use memory='auto'")
     parts, trained = _parts(train, tests, select, limit, seed)
     in_memory = _fits(parts, size, augment) if memory == "auto" else memory
     parts = _readable(name, parts, size, on_bad, in_memory)
     setting = scenario or Scenario()
-    done = corrupted(parts[:trained], setting, len(train.classes), seed)
-    done += [in_both_groups(part, setting) for part in parts[trained:]]
-    owners = [train] * (len(parts) - len(indexes) + 1) + indexes[1:]
-    pixels: dict[str, Any] = {"mean": mean, "std": std, "augment": augment}  # Any: settings of pools
-    pools = [_pool(part, owner, size, pixels) for part, owner in zip(done, owners, strict=True)]
-    group_names = setting.groups or train.group_names
+    own = {"noise_seed": noise_seed, "superclasses": superclasses}
+    done = corrupted(parts[:trained], setting, len(train.classes), seed, **own)
+    pixels: dict[str, Any] = {"size": size, "mean": mean, "std": std, "augment": augment}  # Any: settings of pools
+    owners = [train, select if isinstance(select, Index) else train]
+    pools = [_pool(part, owner, pixels) for part, owner in zip(done, owners, strict=False)]
+    found = dict[str, Pool]()
+    for (where, owner), part in zip(tests.items(), parts[trained:], strict=True):
+        found |= {at: _pool(each, owner, pixels) for at, each in _of_test(where, part, setting).items()}
     return Data(
         name=name,
         train=pools[0],
         select=pools[1] if trained == 2 else None,
-        tests=dict(zip(tests, pools[trained:], strict=True)),
-        group_names=group_names,
-        headline=headline or (("worst_group", "accuracy") if group_names else ("accuracy",)),
+        tests=found,
+        group_names=setting.groups or train.group_names,
+        headline=headline or _headline(setting, train),
         default_model=model,
         recipe=dict(recipe or {}),
         scenario=scenario_name,
@@ -129,9 +135,25 @@ def _tried(files: ImageFiles, size: int, in_memory: bool) -> tuple[Tensor | Imag
     return decoded(files, size) if in_memory else (files, mistakes(files))
 
 
-def _pool(part: Part, owner: Index, size: int, pixels: Mapping[str, Any]) -> Pool:  # Any: as above
+def _of_test(name: str, part: Part, scenario: Scenario) -> dict[str, Part]:
+    """A test set, with each image as either group has it, and the shifted one where the scenario has one."""
+    other = shifted(part, scenario)
+    more = {} if other is None else {"shifted" if name == "test" else f"{name}-shifted": other}
+    return {name: in_both_groups(part, scenario), **more}
+
+
+def _headline(scenario: Scenario, train: Index) -> tuple[str, ...]:
+    if scenario.groups:
+        return tuple(f"accuracy[{group}]" for group in reversed(scenario.groups))
+    if train.group_names:
+        return ("worst_group", "accuracy")
+    return ("accuracy", "worst_class") if scenario.tail > 1 else ("accuracy",)
+
+
+def _pool(part: Part, owner: Index, pixels: Mapping[str, Any]) -> Pool:  # Any: as above
     own = part.ids.numpy() if owner.ids is None else owner.ids[part.ids.numpy()]
-    known = {"group": part.group, "clean_y": part.clean_y, "ids": own, "num_classes": len(owner.classes)}
+    known = {"group": part.group, "clean_y": part.clean_y, "flip_probability": part.flip_probability}
     if isinstance(part.x, ImageFiles):
-        return ImagePool(part.x, part.y, size=size, **known, **pixels)
-    return TensorPool(part.x, part.y, **known, **pixels)
+        return ImagePool(part.x, part.y, ids=own, num_classes=len(owner.classes), **known, **pixels)
+    settings = {name: value for name, value in pixels.items() if name != "size"}
+    return TensorPool(part.x, part.y, ids=own, num_classes=len(owner.classes), **known, **settings)

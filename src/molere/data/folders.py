@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from molere.data.cachefolder import cache_folder
+from molere.data.labels import Names
 from molere.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -28,7 +29,7 @@ class Listing:
     `folders` gives the time of change (ns) of the root and of every folder below it.
     """
 
-    paths: npt.NDArray[np.str_]
+    paths: Names
     y: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     folders: dict[str, int]

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from molere.data.labels import Names
 from molere.data.pixels import Window, as_rgb, centred, turned, windows, with_patch
 from molere.errors import DataError
 
@@ -31,7 +32,7 @@ class ImageFiles:
     """
 
     root: Path
-    paths: npt.NDArray[np.str_]
+    paths: Names
     turned: Int[Tensor, " n"] | None = None
     patch: Int[Tensor, " n"] | None = None
 
@@ -59,12 +60,18 @@ class ImageFiles:
         return replace(self, patch=right.long() + 1)
 
     def joined(self, other: "ImageFiles") -> "ImageFiles":
-        """These rows, then those of another; both lie below one root."""
-        if self.root != other.root:
-            raise DataError(f"images lie below {self.root} and below {other.root}; give one root to both")
-        paths = np.concatenate((self.paths, other.paths))
-        angle, patch = _joined(self, other, "turned"), _joined(self, other, "patch")
-        return ImageFiles(self.root, paths, angle, patch)
+        """These rows, then those of another; where the roots differ, below the folder that holds both."""
+        common = Path(os.path.commonpath((self.root.absolute(), other.root.absolute())))
+        root = self.root if self.root == other.root else common
+        paths = np.concatenate((self._below(root), other._below(root)))
+        return ImageFiles(root, paths, _joined(self, other, "turned"), _joined(self, other, "patch"))
+
+    def _below(self, root: Path) -> Names:
+        """The paths as seen from a folder that holds the root."""
+        if root == self.root:
+            return self.paths
+        before = self.root.absolute().relative_to(root).as_posix()
+        return self.paths if before == "." else np.char.add(f"{before}/", self.paths)
 
     def read(
         self, index: Int[Tensor, " n"], size: int, augment: torch.Generator | None = None
@@ -79,7 +86,10 @@ class ImageFiles:
         pixels = np.empty((len(rows), 3, size, size), dtype=np.uint8)
 
         def fill(at: int) -> None:
-            pixels[at] = self._image(rows[at], size, ways[at])
+            try:
+                pixels[at] = self._image(rows[at], size, ways[at])
+            except DataError as error:
+                raise DataError(f"{error}; replace it, or leave it out with --on-bad skip") from error
 
         in_threads(fill, range(len(rows)))
         return torch.from_numpy(pixels)

@@ -7,13 +7,16 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from molere.data.augment import augmented, check_augmentation, normalisation
+from molere.data.augment import AUGMENTATIONS, augmented, normalisation
 from molere.data.imagefiles import ImageFiles
 from molere.data.labels import Array, columns, labelled
 from molere.data.pool import Batch, Device, content_hash
+from molere.errors import DataError
+
+KINDS = (*AUGMENTATIONS, "imagenet")
 
 
 class ImagePool:
@@ -34,20 +37,24 @@ class ImagePool:
         clean_y: Array | None = None,
         num_classes: int | None = None,
         ids: Array | None = None,
+        flip_probability: Float[Tensor, " n"] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         augment: str = "none",
         crop_padding: int = 4,
     ) -> None:
+        if size < 1:
+            raise DataError(f"size is a number of pixels, 1 or more; got {size}")
         self.files, self.size, self.augment, self.crop_padding = files, size, augment, crop_padding
         self.y, self.num_classes = labelled(y, num_classes, len(files))
         self.group, self.clean_y, self.ids = columns(group, clean_y, ids, self.num_classes, len(files))
+        self.flip_probability = flip_probability
         one = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         self._scale, self._shift = normalisation(one, mean, std)
         self._settings = repr((self.num_classes, size, mean, std, augment, crop_padding))
         self._fingerprint: str | None = None
-        if augment != "imagenet":
-            check_augmentation(one, augment, crop_padding)
+        if augment not in KINDS:
+            raise DataError(f"augment must be one of {', '.join(KINDS)}; got {augment!r}")
 
     def __len__(self) -> int:
         return len(self.y)

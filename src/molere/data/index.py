@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from molere.data.bad import good_rows
 from molere.data.folders import listed
 from molere.data.imagefiles import ImageFiles
+from molere.data.labels import Names
 from molere.errors import DataError
 
 
@@ -27,12 +28,12 @@ class Index:
     """
 
     root: Path
-    paths: npt.NDArray[np.str_]
+    paths: Names
     y: Int[Tensor, " n"]
     classes: tuple[str, ...]
     group: Int[Tensor, " n"] | None = None
     group_names: tuple[str, ...] = ()
-    split: npt.NDArray[np.str_] | None = None
+    split: Names | None = None
     ids: npt.NDArray[np.generic] | None = None
 
     def __len__(self) -> int:
@@ -97,43 +98,57 @@ def read_table(
     base = place.parent if root is None else Path(root).expanduser()
     paths, bad = _relative(table["image"], base)
     names = _names(table["label"]) if classes is None else tuple(classes)
-    y, strange = _places(table["label"], names)
-    bad = {**_again(table.get("id")), **strange, **bad}
-    good = np.flatnonzero(good_rows(len(paths), bad, str(place), on_bad))
+    y, strange = _places(table["label"], names, "label")
     groups = _names(table["group"]) if "group" in table else ()
+    of_group, ungrouped = _places(table["group"], groups, "group") if "group" in table else (None, {})
+    bad = {**_again(table.get("id")), **ungrouped, **strange, **bad}
+    good = good_rows(len(paths), bad, str(place), on_bad)
+    own = np.asarray(paths, dtype=np.str_)
     index = Index(
         base,
-        np.asarray(paths, dtype=np.str_),
+        own,
         torch.from_numpy(y),
         names,
-        torch.from_numpy(_places(table["group"], groups)[0]) if groups else None,
+        None if of_group is None else torch.from_numpy(of_group),
         groups,
-        np.asarray([str(v) for v in table["split"]]) if "split" in table else None,
-        np.asarray(table["id"]) if "id" in table else np.asarray(paths, dtype=np.str_),
+        np.asarray(list(map(str, table["split"]))) if "split" in table else None,
+        np.asarray(table["id"]) if "id" in table else own,
     )
-    return index if len(good) == len(index) else index.take(torch.from_numpy(good))
+    return index if good.all() else index.take(torch.from_numpy(np.flatnonzero(good)))
 
 
 def _columns(place: Path, wanted: Mapping[str, str | None]) -> dict[str, list[object]]:
     """The wanted columns of a table; DataError names those that are not there, and those that are."""
-    table = _table(place)
-    missing = [name for name in wanted.values() if name is not None and name not in table.column_names]
+    asked = {use: name for use, name in wanted.items() if name is not None}
+    table = _table(place, list(asked.values()))
+    missing = [name for name in asked.values() if name not in table.column_names]
     if missing:
         raise DataError(f"{place} has no column {_some(missing)}; its columns are {_some(table.column_names, 20)}")
-    return {use: table[name].to_pylist() for use, name in wanted.items() if name is not None}
+    if len(table) == 0:
+        raise DataError(f"{place} has no rows; expected one for each image")
+    found: dict[str, list[object]] = {use: table[name].to_pylist() for use, name in asked.items()}
+    return {use: _numbered(column) if use == "id" else column for use, column in found.items()}
 
 
-def _table(place: Path) -> Any:  # Any: pyarrow comes without types
+def _table(place: Path, text: Sequence[str]) -> Any:  # Any: pyarrow comes without types
+    """The table of a file; in one of text the columns `text` stay as they are written ("007" is not 7)."""
     arrow = importlib.import_module("pyarrow")
     try:
         if place.suffix.lower() == ".parquet":
             return importlib.import_module("pyarrow.parquet").read_table(place)
         csv = importlib.import_module("pyarrow.csv")
         tabs = csv.ParseOptions(delimiter="\t" if place.suffix.lower() in (".tsv", ".tab") else ",")
-        return csv.read_csv(place, parse_options=tabs)
+        kinds = csv.ConvertOptions(column_types={name: arrow.string() for name in text})
+        return csv.read_csv(place, parse_options=tabs, convert_options=kinds)
     except (OSError, arrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{place} cannot be read as a table ({reason}); give a .csv, .tsv or .parquet file") from error
+
+
+def _numbered(ids: list[object]) -> list[object]:
+    """Ids as whole numbers where all of them are written as such."""
+    plain = all(isinstance(v, str) and v.isascii() and v.isdecimal() and (v == "0" or v[0] != "0") for v in ids)
+    return [int(cast(str, v)) for v in ids] if plain else ids
 
 
 def _relative(given: Sequence[object], base: Path) -> tuple[list[str], dict[int, str]]:
@@ -163,21 +178,30 @@ def _is_there(path: str, known: dict[str, set[str]]) -> bool:
 
 def _names(values: Sequence[object]) -> tuple[str, ...]:
     """The distinct values as text, sorted: numbers by size, text by letters."""
-    distinct = {value for value in values if not _is_empty(value)}
-    numbers = all(isinstance(value, int | float) for value in distinct)
-    return tuple(str(v) for v in (sorted(distinct) if numbers else sorted(distinct, key=str)))  # type: ignore[type-var]
+    distinct = {_text(value) for value in values} - {""}
+    try:
+        return tuple(sorted(distinct, key=lambda text: (float(text), text)))
+    except ValueError:
+        return tuple(sorted(distinct))
 
 
-def _places(values: Sequence[object], names: Sequence[str]) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
+def _places(values: Sequence[object], names: Sequence[str], what: str) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
     """The position of each value among the names (0 where it is none), and what is wrong with those that are none."""
-    place = {name: at for at, name in enumerate(names)}
-    bad = dict[int, str]()
-    for row, value in enumerate(values):
-        if _is_empty(value):
-            bad[row] = f"row {row} has no label"
-        elif str(value) not in place:
-            bad[row] = f"row {row}: label {value!r} is not one of {_some(names)}"
-    return np.array([place.get(str(value), 0) for value in values], dtype=np.int64), bad
+    place, known = {name: at for at, name in enumerate(names)}, _some(names)
+    y, bad = np.zeros(len(values), dtype=np.int64), dict[int, str]()
+    for row, text in enumerate(map(_text, values)):
+        if text in place:
+            y[row] = place[text]
+        else:
+            bad[row] = f"row {row}: {what} {text!r} is not one of {known}" if text else f"row {row} has no {what}"
+    return y, bad
+
+
+def _text(value: object) -> str:
+    """A cell as text; "" where it is empty; 2.0 is 2, as whole numbers beside empty cells are stored."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _again(ids: Sequence[object] | None) -> dict[int, str]:
@@ -188,10 +212,6 @@ def _again(ids: Sequence[object] | None) -> dict[int, str]:
         if before != row:
             bad[row] = f"row {row}: id {own!r} is also that of row {before}"
     return bad
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or value == "" or value != value
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

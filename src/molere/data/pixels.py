@@ -43,8 +43,7 @@ def centred(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     short = round(size * SHORTER)
-    scale = short / min(image.size)
-    wide, high = (max(short, int(scale * side)) for side in image.size)
+    wide, high = (short * side // min(image.size) for side in image.size)
     left, top = round((wide - size) / 2), round((high - size) / 2)
     return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
