@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
@@ -92,11 +92,21 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
         assert np.asarray(as_written(tmp_path, name))[0, 0].tolist() == [255, 0, 0]
 
 
-def test_photographs_are_turned_upright_as_their_exif_tag_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(10))
+def test_photographs_are_turned_upright_as_their_exif_tag_says(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned 90 degrees clockwise to be seen
+    exif[0x0112] = orientation
     Image.fromarray(picture(2)).save(tmp_path / "photo.png", exif=exif)
-    assert (np.asarray(as_written(tmp_path, "photo.png")) == np.rot90(picture(2), -1)).all()
+    with Image.open(tmp_path / "photo.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert (np.asarray(as_written(tmp_path, "photo.png")) == expected).all()
+    assert orientation != 6 or (expected == np.rot90(picture(2), -1)).all()
+
+
+def test_damaged_tags_cost_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(picture(2)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image.Image, "getexif", lambda self: 1 / 0)
+    assert (np.asarray(as_written(tmp_path, "photo.png")) == picture(2)).all()
 
 
 def test_paths_with_spaces_and_letters_of_any_script_are_read(tmp_path: Path) -> None:

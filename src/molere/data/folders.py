@@ -44,7 +44,7 @@ def listed(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the folder that holds one folder for each class")
-    place = cache_folder() / "indexes" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.parquet"
+    place = place_of(root)
     known = _recalled(place)
     if known is not None and all(_changed(root / name) == then for name, then in known.folders.items()):
         return known
@@ -53,6 +53,12 @@ def listed(root: Path) -> Listing:
     if began - max(found.folders.values()) / 1e9 > SETTLED:
         _remember(place, found)
     return found
+
+
+def place_of(root: Path) -> Path:
+    """Where the listing of a folder is remembered."""
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+    return cache_folder() / "indexes" / f"{name}.parquet"
 
 
 def _listed_now(root: Path) -> Listing:

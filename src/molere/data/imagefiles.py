@@ -71,7 +71,7 @@ class ImageFiles:
         if root == self.root:
             return self.paths
         before = self.root.absolute().relative_to(root).as_posix()
-        return self.paths if before == "." else np.char.add(f"{before}/", self.paths)
+        return self.paths if before == "." else np.asarray([f"{before}/{path}" for path in self.paths.tolist()])
 
     def read(
         self, index: Int[Tensor, " n"], size: int, augment: torch.Generator | None = None

@@ -10,6 +10,16 @@ import torch
 from PIL import Image, ImageOps
 
 Pixels = npt.NDArray[np.uint8]
+ORIENTATION = 0x0112  # the EXIF tag, 1 to 8
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SHORTER = 256 / 224  # shorter side before the centre crop, over the side of the crop
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # random resized crops
 
@@ -20,13 +30,23 @@ def as_rgb(image: Image.Image) -> Image.Image:
     16-bit grey is divided by 256. 32-bit integers are taken as 16-bit where a value exceeds 255, floats as 0..1
     where none exceeds 1, else as 0..255.
     """
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if upright.mode.startswith(("I", "F")):
         return Image.fromarray(_eight_bits(np.asarray(upright), upright.mode)).convert("RGB")
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return upright.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its orientation tag says it is to be seen; as it is where the tags are damaged."""
+    try:
+        orientation = cast(object, image.getexif().get(ORIENTATION))
+    except Exception:  # damaged tags can raise anything, and cost no image
+        return image
+    turn = TURNS.get(cast(int, orientation)) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(values: npt.NDArray[np.generic], mode: str) -> Pixels:
