@@ -1,6 +1,6 @@
 """What large data cost: starting, splitting, remembering, and serving batches; one Markdown table.
 
-    python benchmarks/scale.py [--part start|pool|loader|all] [--root PATH] [--out docs/results/scale.md]
+    python benchmarks/scale.py [--part start|pool|loader|photos|all] [--root PATH] [--out docs/results/scale.md]
 
 start    an ImageFolder of 200,000 tiny files in 1,000 classes: seconds from the start of Python to the first batch, for
          the first time and the second; the same for a remembered index of 1,281,167 rows (ImageNet's training part)
@@ -8,6 +8,7 @@ pool     a simulated pool of 1,281,167 rows, 1,000 classes and 2,048 features, t
          the split pass of LRWOpt over it, what is known of each example at the end, and the peak memory of the process
 loader   samples per second of CIFAR-100 (--root: the folder that holds cifar-100-python) with random crops and flips:
          from molere's pool, and from torchvision's data set and transforms through a DataLoader, by turns
+photos   the same of JPEG files of 500 x 375 pixels with random resized crops to 224, decoded one by one by either
 
 Every number of `start` and `pool` is measured in a fresh process. What is on disk has just been written, so it comes
 from the system's cache of files. Linux only.
@@ -48,15 +49,21 @@ def start(arguments: argparse.Namespace) -> list[Row]:
         large = [in_process("start", environment, whole, arguments) for _ in range(arguments.repeat)]
     several, many = f"{files:,} files", f"{IMAGENET if not arguments.quick else 10_000:,} rows"
     return [
-        Row(f"{several}: first start, seconds", [m["seconds"] for m in first]),
-        Row(f"{several}: of which listing", [m["index"] for m in first]),
-        Row(f"{several}: second start, seconds", [m["seconds"] for m in second], most=10),
-        Row(f"{several}: of which reading the index", [m["index"] for m in second]),
-        Row(f"{several}: torchvision's ImageFolder, each time, seconds", [m["index"] for m in theirs]),
-        Row(f"{many}: start, seconds", [m["seconds"] for m in large], most=10),
-        Row(f"{many}: of which reading the index", [m["index"] for m in large]),
+        *clocks(f"{several}: first start, seconds", first),
+        Row(f"{several}: of which listing, wall time", [m["index"] for m in first]),
+        *clocks(f"{several}: second start, seconds", second, most=10),
+        Row(f"{several}: of which reading the index, wall time", [m["index"] for m in second]),
+        Row(f"{several}: torchvision's ImageFolder, each time, seconds, wall time", [m["index"] for m in theirs]),
+        *clocks(f"{many}: start, seconds", large, most=10),
+        Row(f"{many}: of which reading the index, wall time", [m["index"] for m in large]),
         Row(f"{many}: peak memory, GiB", [m["gib"] for m in large], most=4),
     ]
+
+
+def clocks(what: str, found: list[dict[str, float]], most: float | None = None) -> list[Row]:
+    """CPU time of the whole process, its start included, and the wall time that passed."""
+    names = {"CPU time": "cpu", "wall time": "seconds"}
+    return [Row(f"{what}, {clock}", [m[key] for m in found], "{:.1f}", most) for clock, key in names.items()]
 
 
 def make_folder(root: Path, files: int) -> None:
@@ -271,24 +278,78 @@ def loader(arguments: argparse.Namespace) -> list[Row]:
         return run
 
     ways = {"molere": by_us, "DataLoader": by_them(0), "DataLoader, 2 workers": by_them(2)}
+    return by_turns("CIFAR-100", ways, count, arguments.repeat, least=3)
+
+
+def photos(arguments: argparse.Namespace) -> list[Row]:
+    """Batches of 32 photographs from files, with random resized crops to 224, by turns; each way decodes one by one."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from molere.data.build import IMAGENET_MEAN, IMAGENET_STD
+    from molere.data.folders import listed
+    from molere.data.imagefiles import ImageFiles
+    from molere.data.imagepool import ImagePool
+
+    torch.set_num_threads(1)
+    count, size = (16 if arguments.quick else 128), 32
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            small = np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            place = Path(folder) / "photos" / str(i % 2) / f"{i}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(place, quality=90)
+        root = Path(folder) / "photos"
+        found = listed(root)
+        settings = {"augment": "imagenet", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        ours = ImagePool(ImageFiles(root, found.paths), found.y, size=224, **settings)
+        steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        normalise = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        theirs = ImageFolder(root, transforms.Compose([*steps, normalise]))
+
+        def by_us() -> None:
+            for step, at in enumerate(torch.randperm(count).split(size)):
+                ours.batch(at, augment=torch.Generator().manual_seed(step))
+
+        def by_them() -> None:
+            for _ in DataLoader(theirs, size, shuffle=True):
+                pass
+
+        return by_turns("photographs", {"molere": by_us, "DataLoader": by_them}, count, arguments.repeat)
+
+
+def by_turns(
+    what: str, ways: Mapping[str, Callable[[], None]], count: int, repeat: int, least: float | None = None
+) -> list[Row]:
+    """Samples per second of each way, and those of the first over the others', within turns; one turn warms up."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(arguments.repeat + 1):
+    for turn in range(repeat + 1):
         for name, way in ways.items():
             begun = time.perf_counter()
             way()
-            if turn:  # the first warms up
+            if turn:
                 rates[name].append(count / (time.perf_counter() - begun))
-    rows = [Row(f"CIFAR-100, {name}, samples per second", found, "{:,.0f}") for name, found in rates.items()]
-    for name in list(ways)[1:]:
-        over = [a / b for a, b in zip(rates["molere"], rates[name], strict=True)]
-        rows.append(Row(f"CIFAR-100, molere over {name}", over, "{:.1f}", least=3))
+    rows = [Row(f"{what}, {name}, samples per second", found, "{:,.0f}") for name, found in rates.items()]
+    first, *others = ways
+    for name in others:
+        over = [a / b for a, b in zip(rates[first], rates[name], strict=True)]
+        rows.append(Row(f"{what}, {first} over {name}", over, "{:.2f}", least=least))
     return rows
 
 
 # ---------------------------------------------------------------------------------------------- all
 
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], list[Row]]] = {"start": start, "pool": pool, "loader": loader}
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "start": start,
+    "pool": pool,
+    "loader": loader,
+    "photos": photos,
+}
 MEASURES: Mapping[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
     "start": measure_start,
     "torchvision": measure_torchvision,
@@ -329,7 +390,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         found = MEASURES[arguments.measure](arguments.root, arguments)
-        print(json.dumps({**found, "gib": peak()}))
+        print(json.dumps({**found, "gib": peak(), "cpu": time.process_time()}))
         return
     load, parts = load_average(), PARTS if arguments.part == "all" else [arguments.part]
     text = table("Cost of large data", [row for part in parts for row in PARTS[part](arguments)], load)
