@@ -423,7 +423,7 @@ def test_repeated_ids_are_named(tmp_path: Path) -> None:
         ({"scenario": "nosie"}, "did you mean 'noise'?"),
         ({"lable": "x"}, "unknown setting of the data 'lable'; did you mean 'label'?"),
         ({"test_share": 0}, "there is no test"),
-        ({"test_share": 20}, "data.test_share must be a float in [0, 0.5]; got 20"),
+        ({"test_share": 20}, "data.test_share must be a float in [0, 0.5] (or none); got 20. It is a fraction"),
         ({"text_as": "tfdif"}, "data.text_as must be one of tfidf, hashed"),
         ({"limit": 1}, "2 or more"),
         ({"scenario": "hidden-group", "val_root": "."}, "keep one of them"),

@@ -1,5 +1,6 @@
 """Frozen features: what enters the head of a trained classifier, once for each example; heads train in seconds."""
 
+import importlib
 import io
 import json
 import warnings
@@ -66,10 +67,7 @@ def backbone(name: str, weights: str | None, side: int | None) -> Backbone:
 def _expects(name: str, weights: str | None) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Side, mean and deviation of the images that published weights were trained on."""
     if name.startswith("timm:"):
-        import timm
-
-        found: Any = timm.get_pretrained_cfg(name.removeprefix("timm:"), allow_unregistered=False)
-        return (SIDE, MEAN, STD) if found is None else (found.input_size[-1], tuple(found.mean), tuple(found.std))
+        return _expects_of_timm(name.removeprefix("timm:"))
     if weights is None or is_file(weights):
         return SIDE, MEAN, STD
     from torchvision import models
@@ -81,6 +79,14 @@ def _expects(name: str, weights: str | None) -> tuple[int, tuple[float, ...], tu
     known = {entry.name: entry for entry in choice}
     preset = known.get(weights.rpartition(".")[2], choice.DEFAULT).transforms()
     return int(preset.crop_size[0]), tuple(preset.mean), tuple(preset.std)
+
+
+def _expects_of_timm(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    try:
+        found = cast(Any, importlib.import_module("timm")).get_pretrained_cfg(name)
+    except (ImportError, RuntimeError):  # `build` says so, better
+        return SIDE, MEAN, STD
+    return (SIDE, MEAN, STD) if found is None else (found.input_size[-1], tuple(found.mean), tuple(found.std))
 
 
 def whole(name: str, **settings: Any) -> tuple[Data, bool]:
@@ -120,7 +126,8 @@ def _of_pool(pool: Pool, frozen: Backbone, model: nn.Module, device: torch.devic
     hook = head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].flatten(1).float().cpu()))
     try:
         with torch.no_grad():
-            for index in torch.arange(len(pool)).split(batch_size):
+            for at in range(0, len(pool), batch_size):
+                index = torch.arange(at, min(at + batch_size, len(pool)))
                 before = len(entered)
                 model(_images(pool, index, frozen).to(device))
                 if len(entered) != before + 1:
@@ -173,7 +180,13 @@ def write(found: Features, out: Path) -> None:
     own = _distinct(found)
     buffer = io.BytesIO()
     if out.suffix.lower() == ".npz":
-        known = {"x": found.x.numpy(), "y": found.y, "split": found.split, "group": found.group, "ids": own}
+        known: dict[str, Any] = {
+            "x": found.x.numpy(),
+            "y": found.y,
+            "split": found.split,
+            "group": found.group,
+            "ids": own,
+        }
         np.savez_compressed(buffer, **{k: v for k, v in known.items() if v is not None})
     else:
         _parquet(found, own, buffer)

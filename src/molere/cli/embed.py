@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any  # Any: flags, as typer hands them over
+from typing import Any, cast  # Any: flags, as typer hands them over
 
 from molere import paths, settings
 from molere.cli.console import Console
@@ -47,6 +47,7 @@ def _choice(flags: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("root", "label", "group", "image", "id", "split_column", "val_root", "on_bad", "limit")
     stated = {k: flags[k] for k in keys if flags.get(k) is not None}
     tests = {"test": read_tests(flags["test"])} if flags.get("test") else {}
-    whole = {"name": flags["data"], **stated, **tests, **dict(named.get("data") or {})}  # type: ignore[call-overload]
+    more = cast(dict[str, object], named.get("data") or {})
+    whole: dict[str, object] = {"name": flags["data"], **stated, **tests, **more}
     found = build(DataChoice, whole, "data")
     return {k: v for k, v in vars(found).items() if v is not None}

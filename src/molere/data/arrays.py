@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast  # Any: arrays of any element type, and sparse matrices, which come without types
+from typing import Any  # Any: arrays of any element type, and sparse matrices, which come without types
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def read_svmlight(path: Path) -> Rows:
     except (OSError, EOFError, ValueError) as error:
         said = re.sub(r"\s+", " ", str(error))
         raise DataError(f"{path} cannot be read as svmlight ({said}); expected lines such as: 1 4:0.5 9:2") from error
-    return Rows(str(path), cast(Any, x).tocsr(), names_of(y), np.arange(len(y)), False)
+    return Rows(str(path), x.tocsr(), names_of(y), np.arange(len(y)), False)
 
 
 def reader_of(path: Path) -> Any:

@@ -1,7 +1,6 @@
 """A pool with examples to validate on: two pools addressed as one, the second part known as such."""
 
 import hashlib
-from typing import cast
 
 import numpy as np
 import torch
@@ -67,8 +66,8 @@ class JoinedPool:
 
     def to(self, device: Device) -> "JoinedPool":
         """The same two pools on a device."""
-        train, validation = (cast(Pool, pool.to(device)) for pool in self._parts)
-        return JoinedPool(train, validation)
+        train, validation = self._parts
+        return JoinedPool(train.to(device), validation.to(device))
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:

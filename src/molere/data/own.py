@@ -84,10 +84,12 @@ def asked(name: str, **given: Any) -> Asked:  # Any: settings of the data
     tests = paths.tests(stated.get("test"))
     if reserved := [t for t in tests if t in ("train", "select", "holdout") or "/" in t]:
         raise ConfigError(f"test set '{reserved[0]}': give it another name, such as ood")
-    read = {**stated, "name": name, "test": tests, "scenario": scenario_of(name, scenario), "scenario_name": scenario}
+    read: dict[str, Any] = {**stated, "name": name, "test": tests, "scenario_name": scenario}
+    read["scenario"] = scenario_of(name, scenario)
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in stated.items() if k in hints(DataChoice)}
     build(DataChoice, {**plain, "name": name, "test": tests}, "data")  # within the limits that commands have
-    found = Asked(**{k: float(v) if k in ("select", "test_share") else v for k, v in read.items()})
+    shares: dict[str, Any] = {k: float(read[k]) for k in ("select", "test_share") if k in read}
+    found = Asked(**{**read, **shares})
     if found.limit == 1:
         raise ConfigError("data.limit is a number of training examples, 2 or more; got 1")
     makes_groups = found.scenario.groups or found.scenario.shift

@@ -83,8 +83,10 @@ def _index(path: Path, a: Asked, classes: tuple[str, ...] | None, *, main: bool)
         given |= {role: None for role in ("id", "split") if given[role] not in table.column_names}
     found = roles(table, str(path), {"image": "image", **{k: v for k, v in given.items() if v is not None}})
     split = found.get("split") if main else None
-    columns = {"image": found["image"], "label": found["label"], "group": found.get("group"), "id": found.get("id")}
-    return read_table(path, **columns, split=split, root=a.root, classes=classes, on_bad=a.on_bad)
+    more = {"group": found.get("group"), "id": found.get("id"), "split": split}
+    return read_table(
+        path, image=found["image"], label=found["label"], **more, root=a.root, classes=classes, on_bad=a.on_bad
+    )
 
 
 def _same_groups(parts: Mapping[str, Index]) -> dict[str, Index]:

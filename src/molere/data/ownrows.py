@@ -92,8 +92,10 @@ def _image_column(table: Any) -> str | None:  # Any: a table of pyarrow
 
 def _unfit(rows: Rows) -> dict[int, str]:
     """Rows of an array that hold NaN or infinity."""
-    x = rows.content
-    if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+    if not isinstance(rows.content, np.ndarray):
+        return {}
+    x = cast("np.ndarray[Any, Any]", rows.content)
+    if x.dtype.kind != "f":
         return {}
     wrong = ~np.isfinite(x.reshape(len(x), -1)).all(1)
     return {int(i): f"{named(rows, int(i))} holds NaN or infinity" for i in np.flatnonzero(wrong)}
@@ -104,9 +106,9 @@ def _decoded(rows: Rows, column: str, a: Asked) -> Rows:
     size, bad = a.image_size or 224, dict[int, str]()
     x = np.zeros((len(rows), 3, size, size), np.uint8)
     for i, cell in enumerate(rows.content[column].to_pylist()):
-        raw, place = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)  # pyright: ignore[reportUnknownVariableType]
+        held = cast(dict[str, Any], cell) if isinstance(cell, dict) else {"bytes": cell}
         try:
-            with Image.open(io.BytesIO(cast(bytes, raw)) if raw else str(place or "")) as file:
+            with Image.open(io.BytesIO(held["bytes"]) if held.get("bytes") else str(held.get("path") or "")) as file:
                 x[i] = np.asarray(centred(as_rgb(file), size)).transpose(2, 0, 1)
         except Exception as error:  # a damaged image can raise anything
             bad[i] = f"{named(rows, i)}: its image cannot be read ({' '.join(str(error).split())})"

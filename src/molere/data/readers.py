@@ -98,8 +98,9 @@ def _hugging_part(path: Path) -> Any:
     if indices:
         table = table.take(arrow.concat_tables([_arrow(path / i["filename"]) for i in indices]).column(0))
     for name, feature in cast(Mapping[str, Any], info.get("features") or {}).items():
-        if isinstance(feature, dict) and cast(dict[str, Any], feature).get("_type") == "ClassLabel":
-            named = arrow.array([*feature["names"], None]).take(_codes(table[name], len(feature["names"])))
+        names = cast(list[str], feature.get("names")) if hasattr(feature, "get") else None
+        if names and feature.get("_type") == "ClassLabel":
+            named = arrow.array([*names, None]).take(_codes(table[name], len(names)))
             table = table.set_column(table.column_names.index(name), name, named)
     return table
 
@@ -124,7 +125,8 @@ def roles(table: Any, where: str, given: Mapping[str, str | None]) -> dict[str, 
     Raises DataError for a column that is not there, and where no label is found.
     """
     names: list[str] = table.column_names
-    marked = cast(dict[str, str], json.loads((table.schema.metadata or {}).get(MARK, b"{}")))
+    stored = cast(dict[bytes, bytes], table.schema.metadata or {})
+    marked = cast(dict[str, str], json.loads(stored.get(MARK, b"{}")))
     usual = {"label": next((n for n in LABELS if n in names), None), "id": "id", "split": "split"}
     found = dict[str, str]()
     for role in ("label", "group", "image", "text", "id", "split"):
@@ -158,7 +160,7 @@ def rows_of(table: Any, where: str, role: Mapping[str, str]) -> Rows:
     names = {key: names_of(plain(table[role[key]])) if key in role else None for key in ("label", "group", "split")}
     label = names["label"]
     assert label is not None, "roles finds a label or raises"
-    ids = _ids(table[role["id"]], where) if "id" in role else np.arange(table.num_rows)
+    ids = _ids(table[role["id"]], where) if "id" in role else cast(Any, np.arange(int(table.num_rows)))
     named = [role[key] for key in ("label", "group", "split", "id") if key in role]
     return Rows(where, table.drop_columns(named), label, ids, "id" in role, names["group"], names["split"])
 

@@ -81,8 +81,8 @@ def names_of(values: Any) -> Names:
 def _name(value: object) -> str:
     if value is None:
         return ""
-    if isinstance(value, float | np.floating):
-        return _number(float(value))
+    if isinstance(value, float):
+        return _number(value)
     return value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value).strip()
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any  # Any: scikit-learn's estimators and sparse matrices come without types
+from typing import Any, cast  # Any: scikit-learn's estimators and sparse matrices come without types
 
 import numpy as np
 import torch
@@ -53,7 +53,8 @@ def fit_sparse(x: Any, dimensions: int | None) -> Callable[[Any], Tensor]:
 
 
 def _are_counts(x: Any) -> bool:
-    return bool((x.data >= 0).all() and (x.data == np.round(x.data)).all())
+    values = cast("np.ndarray[Any, Any]", x.data)
+    return bool((values >= 0).all()) and bool((values == np.round(values)).all())
 
 
 def _of_width(x: Any, width: int) -> Any:
