@@ -68,7 +68,8 @@ def check(name: str, root: str | None, images: bool, as_json: bool) -> tuple[str
     lines += _counted("missing", checked.missing, "images are not there") + _counted("broken", checked.bad, "images")
     lines += [f"problem:   {checked.problem}", *_steps(name)] if checked.problem else []
     seen = "all images were opened" if images else "--images opens every image"
-    return "\n".join([*lines, *([f"complete:  yes ({seen})"] if checked.fine else [])]), code
+    whole = "in part" if "not there" in checked.checksums.values() else "yes"
+    return "\n".join([*lines, *([f"complete:  {whole} ({seen})"] if checked.fine else [])]), code
 
 
 def _about(name: str) -> list[str]:
@@ -98,18 +99,23 @@ def get(name: str, root: str | None) -> tuple[str, int]:
     if root is None:
         told = "give --root PATH to fetch it to" if facts.fetch and not facts.steps else "molere cannot fetch it"
         return "\n".join([f"{name}: {told}", *_about(name), *_steps(name)]), INCOMPLETE
-    from molere.data.named import getting  # here: the steps above need none of what it imports
+    told = [_got(one, root) for one in (*facts.needs, name)]
+    return "\n".join(line for lines, _ in told for line in lines), max(code for _, code in told)
 
-    lines, code = list[str](), 0
-    for one in (*facts.needs, name):
-        if getting.there(one, root):
-            lines.append(f"{one} is there: {find(one, root).folder}")
-        elif getting.fetchable(one, root):
-            lines.append(f"{one} fetched: {getting.fetch(one, Path(root))}")
-        else:
-            lines += [f"{one}: molere cannot fetch it", *_about(one), *_steps(one)]
-            code = INCOMPLETE
-    return "\n".join(lines), code
+
+def _got(name: str, root: str) -> tuple[list[str], int]:
+    """What was done to get one data set, in lines, and the exit code."""
+    found = find(name, root)
+    if FACTS[name].fetch:
+        from molere.data.named import getting  # here: nothing else needs what it imports
+
+        if getting.there(name, root):
+            return [f"{name} is there: {found.folder}"], 0
+        if getting.fetchable(name, root):
+            return [f"{name} fetched: {getting.fetch(name, Path(root))}"], 0
+    elif not found.missing:
+        return [f"{name} is there: {found.folder}"], 0
+    return [f"{name}: molere cannot fetch it", *_about(name), *_steps(name)], INCOMPLETE
 
 
 def _json(value: object) -> str:

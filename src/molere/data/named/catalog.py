@@ -125,7 +125,7 @@ def image_data(
         model=DATASETS[name].model,
         recipe=known.recipe,
     )
-    return _with_validation(replace(data, answers=parts.answers))
+    return _with_validation(replace(data, answers=parts.answers, class_names=parts.train.classes))
 
 
 def _selection(parts: Parts, select: float) -> float | Index:
