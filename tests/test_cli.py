@@ -73,7 +73,8 @@ def test_models_and_data_are_listed(molere: Command, tmp_path: Path) -> None:
     assert all(name in molere("models").out for name in registry.MODELS)
     assert all(name in molere("data", "list").out for name in registry.DATASETS)
     (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py" / "test_batch").touch()
+    for name in ("data_batch_1", "test_batch"):
+        (tmp_path / "cifar-10-batches-py" / name).touch()
     found = json.loads(molere("data", "list", "--root", str(tmp_path), "--json").out)["data"]
     assert found["cifar10"]["found"] == f"found: {tmp_path}/cifar-10-batches-py"
     assert found["cifar100"]["found"] == f"not found: {tmp_path}/cifar-100-python"

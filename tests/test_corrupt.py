@@ -9,19 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import truncnorm
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
 
 from molere.data.corrupt import (
-    flip_probabilities,
-    flip_transition,
-    instance_noise,
     long_tail,
-    noisy_probabilities,
     rare_group,
-    rotate90,
-    sibling_transition,
     stratified_split,
     stratified_subset,
     tail_sizes,
+    turned,
+)
+from molere.data.noise import (
+    flip_probabilities,
+    flip_transition,
+    instance_noise,
+    noisy_probabilities,
+    sibling_transition,
     transition_noise,
     uniform_noise,
     uniform_transition,
@@ -237,12 +241,28 @@ def test_a_rare_group_has_its_share_of_every_class() -> None:
 
 def test_marked_images_are_turned_and_the_others_left() -> None:
     x = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).expand(2, 1, 2, 2)
-    turned = rotate90(x, torch.tensor([False, True]))
-    assert turned[0, 0].tolist() == [[1, 2], [3, 4]]
-    assert turned[1, 0].tolist() == [[2, 4], [1, 3]]
+    marked = torch.tensor([False, True])
+    once = turned(x, marked)
+    assert isinstance(once, Tensor)
+    assert once[0, 0].tolist() == [[1, 2], [3, 4]]
+    assert once[1, 0].tolist() == [[2, 4], [1, 3]]
     assert x[1, 0].tolist() == [[1, 2], [3, 4]]
-    with pytest.raises(DataError, match="only square images"):
-        rotate90(torch.zeros(1, 1, 2, 3), torch.tensor([True]))
+    assert torch.equal(turned(turned(x, marked, 270), marked), x)
+    assert torch.equal(turned(x, marked, 180), turned(once, marked))
+    with pytest.raises(DataError, match="only square images can be turned by 90 degrees"):
+        turned(torch.zeros(1, 1, 2, 3), torch.tensor([True]))
+    with pytest.raises(DataError, match=r"only images can be turned by 90 degrees; got shape \[1, 6\]"):
+        turned(torch.zeros(1, 6), torch.tensor([True]))
+
+
+@pytest.mark.parametrize(("side", "degrees"), [((9, 9), 30), ((8, 12), 200), ((7, 5), 180)])
+def test_other_angles_turn_anticlockwise_as_torchvision_does(side: tuple[int, int], degrees: int) -> None:
+    x = torch.rand(2, 3, *side, generator=torch.Generator().manual_seed(0))
+    expected = rotate(x, degrees, interpolation=InterpolationMode.BILINEAR)
+    torch.testing.assert_close(turned(x, torch.tensor([True, True]), degrees), expected, atol=1e-4, rtol=0)
+    eight_bit = turned((255 * x).to(torch.uint8), torch.tensor([True, True]), degrees)
+    assert isinstance(eight_bit, Tensor)
+    assert eight_bit.dtype == torch.uint8
 
 
 @given(y=labels, share=st.floats(0, 1), seed=st.integers(0, 100))

@@ -51,7 +51,12 @@ def commands(text: str) -> list[list[str]]:
 
 
 WITH_PYTHON = [page for page in PAGES if any(blocks(page.read_text("utf-8"), "python"))]
-WITH_COMMANDS = (README, ROOT / "docs" / "comparing.md", OF_HOLDOUT, *OF_METHODS)
+WITH_COMMANDS = (
+    README,
+    *(ROOT / "docs" / page for page in ("comparing.md", "corruption.md", "models.md")),
+    OF_HOLDOUT,
+    *OF_METHODS,
+)
 COMMANDS = [c for page in WITH_COMMANDS for c in commands(page.read_text("utf-8"))]
 TRAINS = [c for c in COMMANDS if c[0] in ("demo", "train", "compare")]
 RESUMES = [c for c in COMMANDS if c[0] == "resume"]
@@ -107,6 +112,27 @@ def test_what_is_resumed_is_a_folder_that_another_command_writes(
 ) -> None:
     plans = [json.loads(said([*c, "--dry-run", "--json"], monkeypatch, capsys)) for c in TRAINS]
     assert {folder for _, folder in RESUMES} <= {plan["folder"] for plan in plans}
+
+
+def test_the_commands_for_ones_own_data_do_what_they_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "your-data.md").read_text("utf-8")
+    exec(next(block for _, block in blocks(text, "python")), {})  # makes the files
+    for arguments in commands(text):
+        alone = ["--jobs", "1"] if arguments[0] == "compare" else []
+        assert said([*arguments, *alone, "--quiet"], monkeypatch, capsys)
+
+
+OF_PUBLICATION = commands((ROOT / "docs" / "reproducing.md").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("arguments", OF_PUBLICATION, ids=shlex.join)
+def test_a_command_that_reproduces_is_understood(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert arguments[0] == "reproduce"
+    assert said([*arguments, "--dry-run"], monkeypatch, capsys)
 
 
 # ---- links

@@ -155,7 +155,7 @@ def test_a_spurious_patch_says_whether_a_digit_is_odd_except_for_one_in_twenty()
     assert torch.bincount(test.group).tolist() == [400, 400]
 
 
-@pytest.mark.parametrize("scenario", SOURCES["digits"].scenarios)
+@pytest.mark.parametrize("scenario", DATASETS["digits"].scenarios)
 def test_the_same_seed_gives_the_same_bytes(scenario: str) -> None:
     def prints(data: Data) -> list[str]:
         return [pool.fingerprint() for pool in [data.train, data.select, *data.tests.values()] if pool is not None]
@@ -389,11 +389,11 @@ def test_requests_outside_their_limits_are_refused(request_: dict[str, float], s
 
 
 def test_the_listing_and_the_sources_agree() -> None:
-    assert set(DATASETS) == set(SOURCES)
-    for name, entry in DATASETS.items():
-        assert entry.scenarios == tuple(SOURCES[name].scenarios)
-        assert entry.model == SOURCES[name].model
-        assert entry.folder == (FOLDERS[name].place if name in FOLDERS else "")
+    assert set(SOURCES) <= set(DATASETS)
+    for name, source in SOURCES.items():
+        assert DATASETS[name].model == source.model
+    for name, folder in FOLDERS.items():
+        assert DATASETS[name].folder == folder.place
 
 
 # ----------------------------------------------------------------------------------------- one's own

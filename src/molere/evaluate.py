@@ -55,6 +55,13 @@ def metrics(
     return result
 
 
+def among(logits: Float[Tensor, "n c"], classes: Sequence[int]) -> Float[Tensor, "n c"]:
+    """The logits of these classes; all others -infinity, so that they are no answer and have probability 0."""
+    known = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    known[list(classes)] = True
+    return logits.masked_fill(~known, -torch.inf)
+
+
 def calibration_error(confidence: Float[Tensor, " n"], correct: Float[Tensor, " n"], bins: int = BINS) -> float:
     """Expected calibration error: sum_b n_b / n |accuracy_b - mean confidence_b| (Guo et al. 2017, eq. 5).
 

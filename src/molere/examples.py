@@ -1,9 +1,11 @@
 """Examples: what is known of each example of the pool, and of the split in force."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from molere.losses import cross_entropy
@@ -11,24 +13,46 @@ from molere.method import Run
 from molere.split import probabilistic_margin
 
 
-def of_each(run: Run, logits: Float[Tensor, "N c"]) -> dict[str, Any]:  # Any: a column of numbers or of users' ids
-    """One row per example, as columns, under the classifier that gave these logits: what samples.parquet holds."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a classifier makes of each of n examples; logits are not kept, as n of them can be too many."""
+
+    prediction: Int[Tensor, " n"]
+    loss: Float[Tensor, " n"]
+    margin: Float[Tensor, " n"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "n c"], y: Int[Tensor, " n"]) -> "Outcome":
+        """Predicted class, cross-entropy and margin."""
+        return cls(logits.argmax(1), cross_entropy(logits, y), probabilistic_margin(logits.softmax(1), y))
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Outcome]") -> "Outcome":
+        """Of several batches, one after the other."""
+        columns = zip(*((part.prediction, part.loss, part.margin) for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+
+def of_each(run: Run, outcome: Outcome) -> dict[str, Any]:  # Any: a column of numbers or of users' ids
+    """One row per example, as columns, with what the classifier makes of each: what samples.parquet holds."""
     pool, n = run.pool, len(run.pool)
-    y = pool.y.to(logits.device)
     validates = torch.zeros(n, dtype=torch.bool, device=run.device)
     validates[run.split.val] = True
     table: dict[str, Any] = {"sample_id": torch.arange(n)}
     if pool.ids is not None:
         table["id"] = pool.ids
-    table |= {"label": y}
+    table |= {"label": pool.y}
     if pool.clean_y is not None:
         table["clean_label"] = pool.clean_y
+    flips = getattr(pool, "flip_probability", None)  # a column that pools of known noise have
+    if flips is not None:
+        table["flip_probability"] = flips
     if pool.group is not None:
         table["group"] = pool.group
     table |= {
-        "prediction": logits.argmax(1),
-        "loss": cross_entropy(logits, y),
-        "margin": probabilistic_margin(logits.softmax(1), y),
+        "prediction": outcome.prediction,
+        "loss": outcome.loss,
+        "margin": outcome.margin,
         "weight": run.notes.weight,
         "weight_mean": run.notes.weight_mean,
         "train_probability": torch.full((n,), float("nan")),

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, cast
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
-from molere import registry, settings
+from molere import paths, registry, settings
 from molere.config import dump_value, merge_all
+from molere.corruption import canonical, scenario_of
 from molere.errors import ConfigError
 from molere.fields import build, check_fields, refuse
 from molere.limits import shown
@@ -29,9 +30,54 @@ class DataChoice:
     """What is done to the training data; none: the first that the data set offers."""
     limit: Annotated[int, Ge(1)] | None = None
     """Train on this many examples, drawn in proportion to the classes; none: on all."""
+    noise_seed: Annotated[int, Interval(ge=0, lt=2**63)] | None = None
+    """Seed of label noise: an example then has the same label whatever the seed; none: the seed of the run."""
+    select: Annotated[float, Interval(ge=0, le=0.5)] | None = None
+    """Share of the training data kept apart to pick the best update by; none: the data set's own, 0: nothing."""
+
+    on_bad: Literal["error", "skip"] | None = None
+    """Rows of one's own data that cannot be used: error (none means that), or skip to leave them out."""
+    image_size: Annotated[int, Interval(ge=8, le=1024)] | None = None
+    """Height and width of images read from files; none: 224, or the data set's own."""
+    test: Mapping[str, object] | None = None
+    """Test sets of one's own data, NAME: PATH each; the first is the main one."""
+    val_root: str | None = None
+    """Examples to validate on, a natural hard or shifted set; methods without a holdout train on them."""
+    label: str | None = None
+    """Column of the label; none: label, target, class or y."""
+    group: str | None = None
+    """Column of the group, for accuracies by group; none: no groups."""
+    image: str | None = None
+    """Column of image files (paths from the table's folder, or from data.root)."""
+    text: str | None = None
+    """Column of texts."""
+    id: str | None = None
+    """Column of the examples' own ids; none: positions, or the paths of images."""
+    split_column: str | None = None
+    """Column that says train, select, holdout, or the name of a test set; none: split, where there is one."""
+    features: tuple[str, ...] | None = None
+    """Feature columns; none: all that are nothing else."""
+    drop: tuple[str, ...] | None = None
+    """Columns to leave out."""
+    header: bool | None = None
+    """Whether the first line of a CSV file names the columns (none means yes; no: they are f0, f1, ...)."""
+    scale: bool | None = None
+    """Whether numbers are brought to mean 0 and deviation 1 of the training part (none means yes)."""
+    text_as: Literal["tfidf", "hashed"] | None = None
+    """Texts as the truncated SVD of TF-IDF (none means that), fitted on the training part, or as hashed words."""
+    dimensions: Annotated[int, Interval(ge=2, le=4096)] | None = None
+    """Numbers that a text or a sparse row becomes; none: 256, or 1,024 for hashed words."""
+    augment: Literal["none", "flip", "crop", "crop-flip", "imagenet"] | None = None
+    """What is done to images in training; none: crops and flips for image files, nothing for arrays."""
+    test_share: Annotated[float, Interval(ge=0, le=0.5)] | None = None
+    """Share of one's own data that is the test, where none is given; none: a fifth, 0: no such test."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+_FIRST = ("name", "root", "scenario", "limit")
+"""Settings of the data that have always been hashed; others only where they are stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +118,14 @@ class Experiment:
     @property
     def scenario(self) -> str | None:
         """The scenario asked for, or the data set's first."""
-        return self.data.scenario or registry.DATASETS[self.data.name].scenarios[0]
+        entry = paths.entry_of(self.data.name)
+        return canonical(self.data.scenario) if self.data.scenario else (entry.scenarios[0] if entry else None)
 
     @property
     def hash(self) -> str:
         """Eight hexadecimal digits of what is trained: not of seeds, methods, folder and number of jobs."""
         what = {k: v for k, v in asdict(self).items() if k in ("data", "model", "preset", "train", "method")}
+        what["data"] = {k: v for k, v in asdict(self.data).items() if v is not None or k in _FIRST}
         what |= {"tune": self.tune} if self.tune else {}
         text = json.dumps({**what, "scenario": self.scenario}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -113,7 +161,19 @@ def experiment(*layers: Mapping[str, object]) -> Experiment:
     except ConfigError as e:
         raise ConfigError("\n".join([*mistakes, str(e)])) from None
     refuse([*mistakes, *_mistakes(found)])
-    return found
+    if found.data.scenario is not None:
+        found = replace(found, data=replace(found.data, scenario=canonical(found.data.scenario)))
+    return _validating(found)
+
+
+def _validating(e: Experiment) -> Experiment:
+    """With examples to validate on, every holdout is given, unless the settings choose holdouts themselves."""
+    if e.data.val_root is None or "holdout" in e.method or any("holdout" in s.settings for s in e.specs):
+        return e
+    if not any("holdout" in (settings.known_settings(spec.name) or {}) for spec in e.specs):
+        named = ", ".join(spec.name for spec in e.specs)
+        raise ConfigError(f"data.val_root: none of {named} validates on a part of its own; add lrw-random or l2r")
+    return replace(e, method={**e.method, "holdout": {"kind": "given"}})
 
 
 def _with_mapping(layer: Mapping[str, object]) -> dict[str, object]:
@@ -148,11 +208,10 @@ def _seeds(value: object) -> list[int]:
 
 def _mistakes(e: Experiment) -> list[str]:
     found = list[str]()
-    entry = registry.DATASETS.get(e.data.name)
-    if entry is None:
-        found.append(unknown("data set", e.data.name, registry.DATASETS))
-    elif e.data.scenario is not None and e.data.scenario not in entry.scenarios:
-        found.append(unknown(f"scenario of {e.data.name}", e.data.scenario, entry.scenarios))
+    found += paths.mistakes(asdict(e.data))
+    entry = paths.entry_of(e.data.name)
+    if entry is not None and e.data.scenario is not None:
+        found += _said(lambda text: scenario_of(e.data.name, text), e.data.scenario)
     if e.preset not in registry.PRESETS:
         return [*found, unknown("preset", e.preset, registry.PRESETS)]
     if e.model is not None:
@@ -164,11 +223,11 @@ def _mistakes(e: Experiment) -> list[str]:
     return found
 
 
-def _said(check: Callable[[str], None], name: str) -> list[str]:
+def _said(check: Callable[[str], object], name: str) -> list[str]:
     try:
         check(name)
     except ConfigError as e:
-        return [str(e)]
+        return str(e).splitlines()
     return []
 
 
@@ -178,10 +237,14 @@ def resolved_yaml(e: Experiment, *, heading: Sequence[str] = ()) -> str:
     Settings of training and methods that were not stated follow as comments with their defaults.
     """
     known = settings.schema().get("experiment", {})
-    sections = {"data": known.get("data", {}).get("fields", {}), "train": settings.recipe_settings()}
+    own = () if paths.is_own(e.data.name) else paths.OWN_ONLY
+    fields = {k: v for k, v in known.get("data", {}).get("fields", {}).items() if k not in own}
+    sections = {"data": fields, "train": settings.recipe_settings()}
     sections["method"] = {k: v for spec in e.specs for k, v in (settings.known_settings(spec.name) or {}).items()}
     lines = [f"# {line}" for line in heading]
-    for key, value in asdict(e).items():
+    plain = asdict(e)
+    plain["data"] = {k: v for k, v in plain["data"].items() if v is not None or k not in paths.OWN_ONLY}
+    for key, value in plain.items():
         comment = _comment(known.get(key, {}))
         if key in sections:
             lines += _section(key, cast(Mapping[str, object], value), sections[key], comment)

@@ -99,6 +99,13 @@ def trimmed_mean(losses: Float[Tensor, " n"], share: float) -> Float[Tensor, ""]
     return losses[kept].mean()
 
 
+def clip_factors(losses: Float[Tensor, " n"], share: float) -> Float[Tensor, " n"]:
+    """n / (n - k) for each loss but the k = floor(share n) largest, 0 for these: with them a mean is `trimmed_mean`."""
+    k = min(len(losses) - 1, math.floor(share * len(losses) + TOLERANCE))
+    kept = losses.detach().argsort(stable=True)[: len(losses) - k]
+    return torch.zeros_like(losses).index_fill(0, kept, len(losses) / (len(losses) - k)).detach()
+
+
 def worst_mean(losses: Float[Tensor, " n"], share: float) -> Float[Tensor, ""]:
     """Mean of the floor(share * n) largest losses, at least one: CVaR of level `share`."""
     k = max(1, math.floor(share * len(losses) + TOLERANCE))

@@ -19,7 +19,7 @@ from molere.batches import Batches
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, NumericsError, StorageError
 from molere.learner import Learner
-from molere.losses import cross_entropy
+from molere.losses import clip_factors, cross_entropy
 from molere.metagrad import Outputs, gradients
 from molere.models import feature_width
 from molere.notes import Notes
@@ -225,9 +225,13 @@ class Run:
         """One classifier update on mean(w_i l_i) (weights none: all 1); all-zero weights leave it where it is.
 
         remember: keep what `look_back` needs, until the next update. along: d objective / d logits, to be followed
-        instead of that mean; the weights are then only written down.
+        instead of that mean; the weights are then only written down. Where the recipe clips losses, the weights of the
+        largest are 0, and the others grow in proportion.
         """
         w = None if weights is None else weights.detach()
+        if (factors := self._clip(seen)) is not None:
+            w = factors if w is None else w * factors
+            along = None if along is None else along * factors[:, None]
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
         products: Products | None = None
@@ -241,6 +245,11 @@ class Run:
         self._bank_rows(seen.batch, seen.logits, losses, seen.features)
         self.notes.trained(seen.batch.index, w, losses.mean())
         return Taken(seen, w, before, sensitivity, products)
+
+    def _clip(self, seen: Seen) -> Float[Tensor, " n"] | None:
+        """What the recipe's loss_clip makes of equal weights, constants; None where it clips nothing."""
+        share = self.recipe.loss_clip
+        return None if share is None else clip_factors(seen.losses, share)
 
     def _total(self, w: Tensor) -> float:
         total = float(w.abs().sum())
@@ -321,7 +330,9 @@ class Run:
         """
         leaves = self.classifier.params
         step = self.classifier.plain_step if plain else self.classifier.lookahead
-        ahead, pull_back = step(self._virtual_gradient(seen, (weights.detach() * seen.losses).mean()))
+        factors = self._clip(seen)
+        w = weights.detach() if factors is None else weights.detach() * factors
+        ahead, pull_back = step(self._virtual_gradient(seen, (w * seen.losses).mean()))
         look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective, batch)
         self.cost.virtual_backward += len(seen)
         theta = {k: p.detach() for k, p in leaves.items()}
@@ -342,17 +353,21 @@ class Run:
 
     def weight_gradient(self, look: Look) -> Float[Tensor, " n"]:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
+        factors = self._clip(look.seen)
         if look.products is not None:
             self.cost.virtual_forward += len(look.seen)
-            return look.products(look.direction) / len(look.seen)
-        return self._products(look, self._passes.losses_of, look.seen.losses) / len(look.seen)
+            found = look.products(look.direction) / len(look.seen)
+        else:
+            found = self._products(look, self._passes.losses_of, look.seen.losses) / len(look.seen)
+        return found if factors is None else found * factors
 
     def logit_gradient(self, look: Look) -> Float[Tensor, "n c"]:
         """d z_i / d t, the change of the batch's logits along look.direction: < direction, grad z_ic(theta) >.
 
         With g_ic = d l_i / d z_ic as the class weights multiply it, d L_val(theta') / d w_ic = g_ic times this, over n.
         """
-        return self._products(look, self._passes.logits_of, look.seen.logits)
+        factors, found = self._clip(look.seen), self._products(look, self._passes.logits_of, look.seen.logits)
+        return found if factors is None else found * factors[:, None]
 
     def _products_from_tape(self, seen: Seen) -> Products | None:
         if seen.tape is None:

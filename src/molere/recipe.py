@@ -10,6 +10,8 @@ from molere.fields import check_fields
 
 Factory = Callable[..., object]
 
+_YOUNGER = ("weights", "loss_clip")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -44,6 +46,10 @@ class Recipe:
     """Arguments of the scheduler; for `step`: milestones as fractions of the run, gamma."""
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Dropout before the head of a named model."""
+    weights: str | None = None
+    """What the classifier starts from: a name of torchvision or timm (IMAGENET1K_V2, default), or a file; none: new."""
+    loss_clip: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    """Share of a training batch, its largest losses, that no method's update counts; none: all count."""
     precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Parameters' type (float32, float64) or autocast type (bfloat16, float16)."""
     accumulate: Annotated[int, Ge(1)] = 1
@@ -76,3 +82,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def stated(self) -> dict[str, object]:
+        """All settings, but those that are younger than folders of runs where they are unset: these stay the same."""
+        return {k: v for k, v in vars(self).items() if v is not None or k not in _YOUNGER}

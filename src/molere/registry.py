@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from molere.data.named.entries import DATASETS as DATASETS
+from molere.data.named.entries import DatasetEntry as DatasetEntry
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -200,7 +203,7 @@ HOLDOUTS: Mapping[str, Entry] = {
     "hardest": Entry("molere.split", "Hardest", "the examples of smallest margin"),
     "clean": Entry("molere.split", "Clean", "a stratified random part of the examples whose label is right"),
     "learned": Entry("molere.learned", "Learned", "the part that a predictor trained on the rest generalises worst to"),
-    "given": Entry("molere.split", "Given", "examples named by position"),
+    "given": Entry("molere.split", "Given", "the examples given to validate on (--val-root), or named by position"),
 }
 
 
@@ -276,34 +279,28 @@ MODELS: Mapping[str, str] = {
     "wrn-16-2": "Wide ResNet 16-2 (any wrn-DEPTH-WIDTH)",
     "wrn-16-4": "Wide ResNet 16-4",
     "wrn-28-2": "Wide ResNet 28-2",
-    "wrn-28-10": "Wide ResNet 28-10, the paper's for CIFAR-100",
+    "wrn-28-10": "Wide ResNet 28-10",
+    "resnet18": "ResNet-18 of torchvision, for photographs",
+    "resnet50": "ResNet-50 of torchvision",
+    "resnet152": "ResNet-152 of torchvision",
+    "vgg16": "VGG-16 of torchvision",
+    "vit_b_16": "ViT-B/16 of torchvision",
 }
 
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """One data set: what it is, the scenarios it can be trained under, and the folder it is looked for in."""
-
-    summary: str
-    scenarios: tuple[str, ...]
-    folder: str = ""
-    """Where below --root; empty: embedded, nothing to download."""
-    model: str = "cnn"
-
-
-_IMAGE_SCENARIOS = ("clean", "hidden-group", "hidden-group-noise", "noise", "longtail", "spurious")
-
-DATASETS: Mapping[str, DatasetEntry] = {
-    "digits": DatasetEntry(
-        "1,797 handwritten digits, 8 x 8 (scikit-learn)",
-        ("hidden-group", "hidden-group-noise", "noise", "longtail", "spurious", "clean"),
-        model="mlp",
-    ),
-    "fashion-mnist": DatasetEntry("70,000 grey images of clothing, 28 x 28", _IMAGE_SCENARIOS, "FashionMNIST/raw"),
-    "cifar10": DatasetEntry(
-        "60,000 colour images, 32 x 32, 10 classes", _IMAGE_SCENARIOS, "cifar-10-batches-py", "resnet20"
-    ),
-    "cifar100": DatasetEntry(
-        "60,000 colour images, 32 x 32, 100 classes", _IMAGE_SCENARIOS, "cifar-100-python", "resnet20"
-    ),
+PAPER_MODELS: Mapping[str, str] = {
+    "cifar100": "wrn-28-10",
+    "cifar100n": "wrn-28-10",
+    "imagenet-100": "vgg16",
+    "pet": "resnet152",
+    "aircraft": "resnet32",
+    "cars": "resnet32",
 }
+"""The paper's classifier by data set (appendix D.1), which `--model paper` stands for; resnet50 elsewhere.
+
+Its first table has another one, vit_b_16 from published weights.
+"""
+
+
+def paper_model(data: str) -> str:
+    """The classifier that the paper trains on a data set."""
+    return PAPER_MODELS.get(data, "resnet50")

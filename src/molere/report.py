@@ -292,15 +292,15 @@ def as_json(table: Table, about: About, results: Iterable[Result] = ()) -> str:
         "missing": [asdict(m) for m in table.missing],
         "results": list(results),
     }
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _finite(thing: Any) -> Any:  # any tree of mappings, sequences and leaves, and the same back
+def finite(thing: Any) -> Any:  # any tree of mappings, sequences and leaves, and the same back
     """The same with nan and infinity as None: JSON has no word for them."""
     if isinstance(thing, float):
         return _number(thing)
     if isinstance(thing, Mapping):
-        return {str(key): _finite(item) for key, item in cast("Mapping[Any, Any]", thing).items()}
+        return {str(key): finite(item) for key, item in cast("Mapping[Any, Any]", thing).items()}
     if isinstance(thing, list | tuple):
-        return [_finite(item) for item in cast("Sequence[Any]", thing)]
+        return [finite(item) for item in cast("Sequence[Any]", thing)]
     return thing

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal  # Any: what users hand over, and plain settings
 
-from molere import registry, settings
+from molere import paths, settings
+from molere.corruption import scenario_of
 from molere.errors import ConfigError
 from molere.fields import refuse
 from molere.identity import plain
@@ -129,17 +130,18 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _of_data(given: Mapping[str, Any]) -> list[str]:
-    entry = registry.DATASETS.get(given["name"])
-    if entry is None:
-        return [unknown("data set", given["name"], registry.DATASETS)]
+    entry, mistakes = paths.entry_of(given["name"]), paths.mistakes(given)
+    if entry is None or mistakes:
+        return mistakes
     scenario = given.get("scenario", entry.scenarios[0])
-    known = scenario in entry.scenarios
-    return [] if known else [unknown(f"scenario of {given['name']}", scenario, entry.scenarios)]
+    with _collected(mistakes):
+        scenario_of(given["name"], scenario)
+    return mistakes
 
 
 def _plain_data(data: Any) -> dict[str, Any]:
     if isinstance(data, str) or is_mapping(data):
-        return {key: str(v) if isinstance(v, Path) else v for key, v in load_arguments(data).items()}
+        return {key: str(v) if isinstance(v, Path) else plain(v) for key, v in load_arguments(data).items()}
     return {"name": data.name, "scenario": data.scenario, "content": data.train.fingerprint()}
 
 

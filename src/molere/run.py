@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from molere import rng, settings
+from molere import registry, rng, settings
 from molere.data import sources
 from molere.data.pool import Data
 from molere.errors import ConfigError, DataError, StorageError
 from molere.fields import build as build_settings
 from molere.method import Method
 from molere.models import build
+from molere.models.weights import load_weights
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.scouts import ScoutTrainer
@@ -126,8 +127,9 @@ def _setup(
             f"batch_size {recipe.batch_size} is larger than the pool of {len(data.train)}; use a smaller one"
         )
     data = _on(device, data)
-    name = model if isinstance(model, str) else (data.default_model if model is None else _name(model))
-    made = _builder(model or data.default_model, data, recipe, seed)
+    model = data.default_model if model is None else registry.paper_model(data.name) if model == "paper" else model
+    name = model if isinstance(model, str) else _name(model)
+    made = _builder(model, data, recipe, seed)
     return Setup(_overridden(chosen, recipe), data, made, name, recipe, seed, label, device)
 
 
@@ -151,13 +153,13 @@ def _overridden(method: Method[Any], recipe: Recipe) -> Method[Any]:
 def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[], nn.Module]:
     if isinstance(model, str):
         shape = tuple(data.train.batch(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
-        return lambda: build(
-            model, num_classes=data.train.num_classes, input_shape=shape, dropout=recipe.dropout, seed=seed
-        )
+        more: dict[str, Any] = {"dropout": recipe.dropout, "seed": seed, "weights": recipe.weights}
+        return lambda: build(model, num_classes=data.train.num_classes, input_shape=shape, **more)
 
     def copied() -> nn.Module:
         with rng.seeded(rng.key(seed, "init")):
-            return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+            made = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+        return made if recipe.weights is None else load_weights(made, recipe.weights, type(made).__name__)
 
     return copied
 

@@ -91,7 +91,8 @@ def mistakes(methods: Mapping[str, Any], data: Any, recipe: Any, trials: int) ->
         for label, method in methods.items()
         if not space_of(method, recipe)
     ]
-    kept = data.get("select", True) if is_mapping(data) else isinstance(data, str) or data.select
+    own = isinstance(data, str) or (is_mapping(data) and data.get("select") is None)  # as the data set has it
+    kept = True if own else data["select"] if is_mapping(data) else data.select
     if kept in (None, 0):
         found.append(f"tune={trials} needs selection data, and these have none; pass select= when you load them")
     return found

@@ -178,14 +178,18 @@ def nobodys(specs: Sequence[MethodSpec], overrides: Mapping[str, object]) -> lis
 
 
 def check_model(name: str) -> None:
-    """ConfigError unless `name` is a listed model, a wrn-DEPTH-WIDTH, or torchvision:NAME (NAME is checked later)."""
-    if name.startswith("torchvision:") or name in registry.MODELS:
+    """ConfigError unless `name` is a listed model, a wrn-DEPTH-WIDTH, torchvision:NAME, timm:NAME or paper.
+
+    NAME is checked later.
+    """
+    if name.startswith(("torchvision:", "timm:")) or name in registry.MODELS or name == "paper":
         return
     if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         if (int(match[1]) - 4) % 6 == 0 and int(match[1]) > 4 and int(match[2]) > 0:
             return
         raise ConfigError(f"model '{name}': a Wide ResNet's depth is 6 n + 4 (10, 16, 22, 28); its width at least 1")
-    raise ConfigError(unknown("model", name, registry.MODELS))
+    known = [*registry.MODELS, "torchvision:NAME", "timm:NAME", "paper"]
+    raise ConfigError(unknown("model", name, known))
 
 
 def _loader(entry: registry.Entry) -> Callable[[], type]:

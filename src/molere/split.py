@@ -286,14 +286,17 @@ class Hardest:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Examples named by their position in the pool; delta plays no part."""
+    """Examples named by their position in the pool, or by the data; delta plays no part."""
 
-    index: Sequence[int] | Int[Tensor, " m"]
-    """The positions."""
+    index: Sequence[int] | Int[Tensor, " m"] | None = None
+    """The positions; none: the examples that the data were given to validate on (data.val_root)."""
 
     def part(self, run: "Run", delta: float) -> Int[Tensor, " m"]:
-        """Positions that validate, as given."""
-        return torch.as_tensor(self.index, dtype=torch.int64).cpu()
+        """Positions that validate, as given; DataError where neither the method nor the data name any."""
+        index = getattr(run.pool, "validation", None) if self.index is None else self.index
+        if index is None:
+            raise DataError("holdout=given: these data name no examples to validate on; give some with --val-root PATH")
+        return torch.as_tensor(index, dtype=torch.int64).cpu()
 
     def __call__(self, run: "Run", delta: float) -> Split:
         return Split.of(self.part(run, delta), len(run.pool))

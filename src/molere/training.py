@@ -3,22 +3,24 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from molere import rng
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, NumericsError, ResourceError
-from molere.evaluate import metrics
-from molere.examples import of_each, of_split
+from molere.evaluate import among, metrics
+from molere.examples import Outcome, of_each, of_split
 from molere.identity import plain
 from molere.learner import Learner
 from molere.method import EVAL_BATCH, Method, Run, Scouts
 from molere.models import head_of
+from molere.models.weights import content as weights_content
 from molere.names import unknown
 from molere.optim import Schedule, make_optimizer
 from molere.recipe import Recipe
@@ -53,8 +55,9 @@ class Setup:
             "settings": plain(self.method if dataclasses.is_dataclass(self.method) else type(self.method)),
             "data": {"name": self.data.name, "scenario": self.data.scenario, "content": self.data.train.fingerprint()},
             "model": self.model,
-            "train": plain(vars(self.recipe)),
+            "train": plain(self.recipe.stated()),
             "seed": self.seed,
+            **({"weights": held} if (held := weights_content(self.recipe.weights)) else {}),
         }
 
 
@@ -136,16 +139,18 @@ class Training:
         for observer in self.observers:
             observer(event)
 
-    def evaluate(self, pool: Pool) -> dict[str, float]:
-        """Metrics of the classifier as it stands on some pool."""
+    def evaluate(self, pool: Pool, answers: Sequence[int] | None = None) -> dict[str, float]:
+        """Metrics of the classifier as it stands on some pool; its answers are among the classes given, or all."""
         logits = predict(self.run.classifier, pool)
+        logits = logits if answers is None else among(logits, answers)
         return metrics(logits, pool.y.to(logits.device), pool.group, self.setup.data.group_names)
 
     def tests(self) -> dict[str, float]:
         """Metrics on all test sets; those of the first without a prefix."""
         out: dict[str, float] = {}
         for place, (name, pool) in enumerate(self.setup.data.tests.items()):
-            out |= {k if place == 0 else f"{name}/{k}": v for k, v in self.evaluate(pool).items()}
+            found = self.evaluate(pool, self.setup.data.answers.get(name))
+            out |= {k if place == 0 else f"{name}/{k}": v for k, v in found.items()}
         return out
 
     def result(self, peak: PeakMemory) -> Result:
@@ -153,7 +158,8 @@ class Training:
         run, data = self.run, self.setup.data
         run.cost.seconds = self.spent()
         last = self.tests()
-        samples = of_each(run, predict(run.classifier, run.pool))
+        parts = logits_of(run.classifier, run.pool)
+        samples = of_each(run, Outcome.joined(Outcome.of(z, run.pool.y[at].to(z.device)) for at, z in parts))
         best = last
         if self.best["state"] is not None and self.best["epoch"] != run.epoch:
             kept = {k: v.clone() for k, v in run.classifier.model.state_dict().items()}
@@ -222,12 +228,23 @@ class Training:
         self.folder.metrics.truncate_to(state["rows"])
 
 
-def predict(classifier: Learner, pool: Pool) -> Tensor:
+def predict(classifier: Learner, pool: Pool) -> Float[Tensor, "N c"]:
     """Logits of a whole pool: evaluation mode, no augmentation, nothing changed."""
+    logits: Tensor | None = None
+    for at, z in logits_of(classifier, pool):
+        logits = z.new_empty(len(pool), z.shape[1]) if logits is None else logits
+        logits[at] = z
+    assert logits is not None, "a pool has examples"
+    return logits
+
+
+def logits_of(classifier: Learner, pool: Pool) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n c"]]]:
+    """(positions, logits) of a whole pool in batches, as `predict`."""
     device = next(iter(classifier.params.values())).device
-    with torch.no_grad(), classifier.at(None, evaluating=nn.Module):
-        parts = [classifier(pool.batch(i).x.to(device)) for i in chunks(torch.arange(len(pool)), EVAL_BATCH)]
-    return torch.cat(parts).float()
+    for at in chunks(torch.arange(len(pool), device=pool.y.device), EVAL_BATCH):
+        with torch.no_grad(), classifier.at(None, evaluating=nn.Module):
+            z = classifier(pool.batch(at).x.to(device)).float()
+        yield at, z
 
 
 def device_of(recipe: Recipe) -> torch.device:

@@ -1,4 +1,4 @@
-"""The command line: molere demo | train | compare | resume | methods | models | data list."""
+"""The command line: molere demo | train | compare | resume | reproduce | methods | models | data list."""
 
 import os
 import sys

@@ -49,7 +49,26 @@ def _training(command: str, text: str) -> None:
         data: options.Data = None,
         root: options.Root = None,
         scenario: options.Scenario = None,
+        noise_seed: options.NoiseSeed = None,
         limit: options.Limit = None,
+        test: options.Test = None,
+        val_root: options.ValRoot = None,
+        label: options.Label = None,
+        group: options.Group = None,
+        image: options.Image = None,
+        text: options.Text = None,
+        id: options.Id = None,
+        split_column: options.SplitColumn = None,
+        features: options.Features = None,
+        drop: options.Drop = None,
+        header: options.Header = None,
+        scale: options.Scale = None,
+        text_as: options.TextAs = None,
+        dimensions: options.Dimensions = None,
+        augment: options.Augment = None,
+        test_share: options.TestShare = None,
+        on_bad: options.OnBad = None,
+        image_size: options.ImageSize = None,
         model: options.Model = None,
         methods: options.Methods = None,
         split: options.Split = None,
@@ -88,6 +107,53 @@ def _training(command: str, text: str) -> None:
 _training("demo", "Compare nine methods on digits with a hidden group; nothing to download.")
 _training("train", "Train one classifier by one method.")
 _training("compare", "Train methods x seeds and show, with intervals and cost, which one is better.")
+
+
+@app.command("reproduce")
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="table1 to table7, figure1 to figure4, theorem1 or cost.")
+    ] = None,
+    overrides: options.Overrides = None,
+    row: Annotated[
+        list[str] | None, typer.Option("--row", metavar="ROW", help="One row, several, or all; default: the published.")
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", metavar="PATH", help="Folder that holds the data sets.")
+    ] = None,
+    reduced: Annotated[
+        float | None, typer.Option("--scale", metavar="F", help="Share of the training examples and of the epochs.")
+    ] = None,
+    seeds: options.Seeds = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", metavar="NAME,...", help="Columns or methods to run; default: all.")
+    ] = None,
+    model: options.Model = None,
+    limit: options.Limit = None,
+    epochs: options.Epochs = None,
+    device: options.Device = None,
+    out: options.Out = None,
+    jobs: options.Jobs = None,
+    tune: options.Tune = None,
+    resume: options.Resume = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List all, and which data are there.")] = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Run a table or a figure of the publication again, and hold its claims against what comes out."""
+    flags = {**locals(), "rows": row, "scale": reduced}
+    from molere.cli import reproduce as work
+
+    console = Console(quiet=quiet or json, progress=not no_progress)
+    if list_all or name is None:
+        print(work.listing(data_root, json))
+        return
+    with _resumable(None):
+        code = work.begin(name, flags, console)
+    raise typer.Exit(code)
 
 
 @app.command("resume")
@@ -146,15 +212,82 @@ def data_group() -> None:
     """Data sets."""
 
 
+@data_app.command("embed")
+def embed_data(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, as in data.limit=100.")
+    ] = None,
+    data: Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="Data set, or your files.")] = "digits",
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="timm:NAME, torchvision:NAME or a named classifier.")
+    ] = "torchvision:resnet50",
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="An .npz or .parquet file.")] = "features.npz",
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="NAME|FILE", help="Published weights, a file, or none.")
+    ] = "DEFAULT",
+    root: options.Root = None,
+    test: options.Test = None,
+    val_root: options.ValRoot = None,
+    label: options.Label = None,
+    group: options.Group = None,
+    image: options.Image = None,
+    id: options.Id = None,
+    split_column: options.SplitColumn = None,
+    limit: options.Limit = None,
+    on_bad: options.OnBad = None,
+    image_size: options.ImageSize = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images in a batch.")] = 64,
+    device: options.Device = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the features of a frozen classifier for every example to one file, on which heads train in seconds."""
+    flags = locals()
+    from molere.cli import embed
+
+    print(embed.embed(flags, Console(quiet=quiet or json)))
+
+
 @data_app.command("list")
 def list_data(root: options.Root = None, json: options.Json = False) -> None:
     """List the data sets, their scenarios, and whether they are there."""
     print(listings.data(root, json))
 
 
+@data_app.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: see `molere data list`.")],
+    root: options.Root = None,
+    images: Annotated[bool, typer.Option("--images", help="Open every image, too.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Look at a data set on disk: checksums, examples, missing and broken images; and how to get it."""
+    from molere.cli import datasets
+
+    text, code = datasets.check(name, root, images, json)
+    print(text)
+    raise typer.Exit(code)
+
+
+@data_app.command("get")
+def get_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: see `molere data list`.")],
+    root: options.Root = None,
+) -> None:
+    """Fetch a data set where that may be done; else say, step by step, how a person gets it."""
+    from molere.cli import datasets
+
+    text, code = datasets.get(name, root)
+    print(text)
+    raise typer.Exit(code)
+
+
 @contextmanager
-def _resumable(folder: Path) -> Generator[None]:
-    """An interruption ends with a line that says how to go on: exit code 130, or 143 for SIGTERM."""
+def _resumable(folder: Path | None) -> Generator[None]:
+    """An interruption ends with a line that says how to go on: exit code 130, or 143 for SIGTERM.
+
+    folder: what `molere resume` goes on with; none: the same command does.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -163,7 +296,9 @@ def _resumable(folder: Path) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as interruption:
-        how = f"; go on with: molere resume {shlex.quote(str(folder))}" if folder.exists() else ""
+        how = "; go on with the same command"
+        if folder is not None:
+            how = f"; go on with: molere resume {shlex.quote(str(folder))}" if folder.exists() else ""
         print(f"interrupted{how}", file=sys.stderr)
         raise typer.Exit(143 if isinstance(interruption, Terminated) else 130) from None
     finally:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from molere import registry
 
@@ -57,33 +56,27 @@ def method(name: str, as_json: bool) -> str:
 def models(as_json: bool) -> str:
     """All named classifiers with a line each."""
     if as_json:
-        return _json({"models": dict(registry.MODELS)})
-    more = ["", "torchvision:NAME is a classifier of torchvision; in Python any nn.Module will do."]
-    return "\n".join([*_columns(registry.MODELS.items()), *more])
-
-
-def data(root: str | None, as_json: bool) -> str:
-    """All data sets: scenarios, and whether they are there."""
-    found = {name: _found(entry, root) for name, entry in registry.DATASETS.items()}
-    if as_json:
-        whole = {
-            name: {"summary": e.summary, "scenarios": list(e.scenarios), "model": e.model, "found": found[name]}
-            for name, e in registry.DATASETS.items()
-        }
-        return _json({"data": whole})
-    lines = list[str]()
-    for name, entry in registry.DATASETS.items():
-        lines += [f"{name}: {entry.summary}", f"  scenarios: {', '.join(entry.scenarios)}", f"  {found[name]}"]
+        return _json({"models": dict(registry.MODELS), "paper": dict(registry.PAPER_MODELS)})
+    names = dict[str, list[str]]()
+    for data, model in registry.PAPER_MODELS.items():
+        names.setdefault(model, []).append(data)
+    of_paper = [(model, ", ".join(data)) for model, data in [*names.items(), ("resnet50", ["all others"])]]
+    more = [
+        ("torchvision:NAME", "any other classifier of torchvision"),
+        ("timm:NAME", "any classifier of timm (pip install timm), such as timm:convnext_atto"),
+        ("paper", "the one that the paper trains on the data set:"),
+    ]
+    lines = [*_columns([*registry.MODELS.items(), *more]), *("  " + line for line in _columns(of_paper)), ""]
+    start = "train.weights=NAME starts from weights of torchvision (IMAGENET1K_V1) or timm (default, or a tag);"
+    lines += [start, "train.weights=FILE from a file (.safetensors, .pt, .pth). In Python any nn.Module will do."]
     return "\n".join(lines)
 
 
-def _found(entry: registry.DatasetEntry, root: str | None) -> str:
-    if not entry.folder:
-        return "embedded: nothing to download"
-    if root is None:
-        return f"give --root PATH, the folder that holds {entry.folder}"
-    folder = Path(root).expanduser() / entry.folder
-    return f"found: {folder}" if folder.is_dir() and any(folder.iterdir()) else f"not found: {folder}"
+def data(root: str | None, as_json: bool) -> str:
+    """All data sets: what they are, their scenarios, and whether they are there."""
+    from molere.cli.datasets import listing  # here: the lists above need none of what it imports
+
+    return listing(root, as_json)
 
 
 def _columns(rows: Iterable[Sequence[str]]) -> list[str]:

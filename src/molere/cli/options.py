@@ -8,9 +8,47 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as in train.lr=0.05 method.delta=0.2.")
 ]
 Config = Annotated[str | None, typer.Option("--config", "-c", metavar="FILE", help="Settings file (YAML).")]
-Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="Data set: see `molere data list`.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAME|PATH", help="Data set (see `molere data list`), or your file or folder."),
+]
 Root = Annotated[str | None, typer.Option("--root", metavar="PATH", help="Folder that holds the data set.")]
-Scenario = Annotated[str | None, typer.Option("--scenario", metavar="NAME", help="Scenario of the data set.")]
+Test = Annotated[
+    list[str] | None,
+    typer.Option("--test", metavar="[NAME=]PATH", help="Test set of your own data; several are allowed."),
+]
+ValRoot = Annotated[
+    str | None, typer.Option("--val-root", metavar="PATH", help="Hard or shifted examples to validate on.")
+]
+Label = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column of the label.")]
+Group = Annotated[str | None, typer.Option("--group", metavar="COLUMN", help="Column of the group.")]
+Image = Annotated[str | None, typer.Option("--image", metavar="COLUMN", help="Column of image files.")]
+Text = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column of texts.")]
+Id = Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="Column of the examples' ids.")]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option("--split-column", metavar="COLUMN", help="Column of train, select, holdout or a test's name."),
+]
+Features = Annotated[str | None, typer.Option("--features", metavar="A,B,...", help="Feature columns; default: all.")]
+Drop = Annotated[str | None, typer.Option("--drop", metavar="A,B,...", help="Columns to leave out.")]
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Whether the first line of a CSV file names the columns.")
+]
+Scale = Annotated[bool | None, typer.Option("--scale/--no-scale", help="Whether numbers are standardised.")]
+TextAs = Annotated[str | None, typer.Option("--text-as", metavar="tfidf|hashed", help="How texts become numbers.")]
+Dimensions = Annotated[int | None, typer.Option("--dimensions", metavar="N", help="Numbers that a text becomes.")]
+Augment = Annotated[
+    str | None, typer.Option("--augment", metavar="NAME", help="none, flip, crop, crop-flip or imagenet.")
+]
+TestShare = Annotated[float | None, typer.Option("--test-share", metavar="F", help="Share kept for the test.")]
+OnBad = Annotated[str | None, typer.Option("--on-bad", metavar="error|skip", help="What to do with bad rows.")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", metavar="N", help="Side of images read from files.")]
+Scenario = Annotated[
+    str | None, typer.Option("--scenario", metavar="NAME", help="What is done to it: NAME or NAME[key=value,...].")
+]
+NoiseSeed = Annotated[
+    int | None, typer.Option("--noise-seed", metavar="K", help="Seed of label noise, the same for all seeds.")
+]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Train on N examples only.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Classifier: see `molere models`.")]
 Methods = Annotated[

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any  # Any: the flags of a command, as typer hands them over
+from typing import Any, cast  # Any: the flags of a command, as typer hands them over
 
 from molere import registry, search, settings
 from molere.config import put, read_overrides, read_yaml, refuse
 from molere.errors import ConfigError, StorageError
 from molere.experiment import Experiment, experiment
 from molere.names import pick
+from molere.paths import OWN_ONLY, entry_of, short
 
 RUNS = Path("molere-runs")
 
@@ -28,6 +29,7 @@ PATHS = {
     "data": "data.name", "root": "data.root", "scenario": "data.scenario", "limit": "data.limit", "model": "model",
     "methods": "methods", "split": "method.holdout.kind", "seeds": "seeds", "epochs": "train.epochs",
     "preset": "preset", "device": "train.device", "out": "out", "jobs": "jobs", "tune": "tune", "resume": "resume",
+    **{k: f"data.{k}" for k in (*OWN_ONLY, "on_bad", "image_size", "noise_seed")},
 }  # fmt: skip
 """Option -> key of the settings."""
 
@@ -104,9 +106,25 @@ def _check_split(name: str, e: Experiment) -> None:
 def _value(option: str, value: object) -> object:
     if option == "seeds" and value == "":
         raise ConfigError("--seed and --seeds are given together; keep one")
+    if option == "test":
+        return read_tests(cast(list[str], value))
+    if option in ("features", "drop") and isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
     if option == "jobs" and isinstance(value, str) and value.isdecimal():
         return int(value)
     return value
+
+
+def read_tests(given: list[str]) -> dict[str, object]:
+    """NAME=PATH each, or one PATH alone, which is the set `test`."""
+    found = dict[str, object]()
+    for text in given:
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals and not re.search(r"[/\\]", name) else ("test", text)
+        if not name or not path or name in found:
+            raise ConfigError(f"--test {text}: write NAME=PATH, each NAME once, as in --test ood=PATH")
+        found[name] = path
+    return found
 
 
 def _folder(command: str, e: Experiment, name: str | None, default: Experiment) -> Path:
@@ -125,7 +143,8 @@ def _folder(command: str, e: Experiment, name: str | None, default: Experiment) 
 
 
 def _default_name(command: str, e: Experiment, default: Experiment) -> str:
-    where = f"{e.data.name}-{e.scenario}"
+    scenario = re.sub(r"[^\w.-]+", "-", e.scenario or "").strip("-")
+    where = f"{short(e.data.name)}-{scenario}"
     if command == "train":
         what = hashlib.sha256(f"{e.hash} {e.labels[0]}".encode()).hexdigest()[:8]
         return f"{where}-{e.specs[0].name}-seed-{e.seeds[0]}-{what}"
@@ -158,13 +177,23 @@ def described(p: Plan) -> dict[str, object]:
         "methods": e.labels,
         "seeds": list(e.seeds),
         "runs": p.runs,
-        "data": {"name": e.data.name, "scenario": e.scenario, "root": e.data.root, "limit": e.data.limit},
-        "model": e.model or registry.DATASETS[e.data.name].model,
+        "data": {"name": e.data.name, "scenario": e.scenario, "root": e.data.root, "limit": e.data.limit, **_own(e)},
+        "model": e.model or _entry(e).model,
         "train": recipe,
         **({"tune": search.described(_labelled(e), e.train, e.tune)} if e.tune else {}),
         "folder": str(p.folder),
         "resume": e.resume,
     }
+
+
+def _own(e: Experiment) -> dict[str, object]:
+    return {k: v for k in OWN_ONLY if (v := getattr(e.data, k)) is not None}
+
+
+def _entry(e: Experiment) -> registry.DatasetEntry:
+    entry = entry_of(e.data.name)
+    assert entry is not None, "the experiment was checked"
+    return entry
 
 
 def stored(folder: Path) -> Experiment:

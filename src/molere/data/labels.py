@@ -6,11 +6,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from molere.errors import DataError
 
+Names: TypeAlias = npt.NDArray[np.generic]  # of text: checked at run time, np.str_ admits no length
 Array: TypeAlias = Tensor | npt.NDArray[np.generic] | Sequence[object]
 
 
@@ -106,3 +107,10 @@ def columns(
     if own is not None and len(own) != length:
         raise DataError(f"x has {length} examples but there are {len(own)} ids; pass one id per example")
     return groups, clean, own
+
+
+def checked_flips(flips: Float[Tensor, " q"] | None, length: int) -> Float[Tensor, " q"] | None:
+    """The flip probabilities of known noise, if there are any; DataError unless there is one for each example."""
+    if flips is not None and len(flips) != length:
+        raise DataError(f"x has {length} examples but there are {len(flips)} flip probabilities; pass one per example")
+    return flips

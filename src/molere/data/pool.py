@@ -14,13 +14,13 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from molere.data.augment import augmented, check_augmentation, normalisation
 from molere.data.items import fetch, labels_of
-from molere.data.labels import Array, checked_inputs, columns, count_classes, labelled
+from molere.data.labels import Array, checked_flips, checked_inputs, columns, count_classes, labelled
 from molere.errors import DataError
 
 Device = torch.device | str
@@ -74,8 +74,9 @@ class TensorPool:
 
     uint8 x [N, C, H, W] (or [N, H, W]) are images: batches are float32, (x / 255 - mean) / std per channel.
     Other numbers are used as they are: floats as float32, integers (token ids) as int64. `augment` names
-    what a generator given to `batch` does. `ids` is the user's own id column. Raises DataError, naming
-    position and value, for labels that are no class index, unequal lengths and inputs that are not finite.
+    what a generator given to `batch` does. `ids` is the user's own id column, `flip_probability` [N] the one with which
+    known noise was to change a label. Raises DataError, naming position and value, for labels that are no class
+    index, unequal lengths and inputs that are not finite.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TensorPool:
         clean_y: Array | None = None,
         num_classes: int | None = None,
         ids: Array | None = None,
+        flip_probability: Float[Tensor, " n"] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         augment: str = "none",
@@ -95,6 +97,7 @@ class TensorPool:
         self.x = checked_inputs(x)
         self.y, self.num_classes = labelled(y, num_classes, len(self.x))
         self.group, self.clean_y, self.ids = columns(group, clean_y, ids, self.num_classes, len(self.x))
+        self.flip_probability = checked_flips(flip_probability, len(self.x))
         self.augment, self.crop_padding = augment, crop_padding
         self.mean, self.std = _numbers(mean), _numbers(std)
         self._scale, self._shift = normalisation(self.x, self.mean, self.std)
@@ -127,14 +130,15 @@ class TensorPool:
         """A new pool of copies of these examples, at positions 0..n-1; the number of classes stays."""
         at = index.to(self.x.device)
         ids = None if self.ids is None else self.ids[at.numpy(force=True)]
-        return self._with(self.x[at], self.y[at], _at(self.group, at), _at(self.clean_y, at), ids)
+        flips = None if self.flip_probability is None else self.flip_probability[at.cpu()]
+        return self._with(self.x[at], self.y[at], _at(self.group, at), _at(self.clean_y, at), ids, flips)
 
     def to(self, device: Device) -> "TensorPool":
         if torch.device(device) == self.x.device:
             return self
         group = None if self.group is None else self.group.to(device)
         clean_y = None if self.clean_y is None else self.clean_y.to(device)
-        moved = self._with(self.x.to(device), self.y.to(device), group, clean_y, self.ids)
+        moved = self._with(self.x.to(device), self.y.to(device), group, clean_y, self.ids, self.flip_probability)
         moved._fingerprint = self._fingerprint
         return moved
 
@@ -151,10 +155,11 @@ class TensorPool:
         group: Int[Tensor, " n"] | None,
         clean_y: Int[Tensor, " n"] | None,
         ids: npt.NDArray[np.generic] | None,
+        flips: Float[Tensor, " n"] | None,
     ) -> "TensorPool":
         names = ("num_classes", "mean", "std", "augment", "crop_padding")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}  # Any: five unlike types
-        return TensorPool(x, y, group=group, clean_y=clean_y, ids=ids, **settings)
+        return TensorPool(x, y, group=group, clean_y=clean_y, ids=ids, flip_probability=flips, **settings)
 
 
 class DatasetPool:
@@ -226,6 +231,10 @@ class Data:
     default_model: str = "mlp"
     recipe: Mapping[str, object] = field(default_factory=dict[str, object])
     scenario: str = ""
+    answers: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """By test: the classes among which its answers are looked for; all of them where it is not named."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in order, where they are known."""
 
     def __post_init__(self) -> None:
         count_classes(self.train.y, None)

@@ -42,6 +42,8 @@ from molere.weighting import Weights
 
 CHUNK = 65_536
 """Examples scored by the splitter at a time."""
+NUMBERS = 2**26
+"""Numbers that enter the splitter at a time, at most; fewer examples where each has very many."""
 
 
 @dataclass
@@ -183,7 +185,7 @@ class LRWOpt(Method[LRWOptState]):
             return run.pool.y[index], features, cross_entropy(logits, run.pool.y[index])
         known = run.bank.known
         index = known[torch.randint(len(known), (size,), generator=generator).to(run.device)]
-        return run.pool.y[index], run.bank.features[index], run.bank.losses[index]
+        return run.pool.y[index], run.bank.features_of(index), run.bank.losses[index]
 
     def generate_split(self, run: Run, state: LRWOptState) -> Split:
         """Line 4: the lowest train_probability below the threshold validates, at most delta of the pool."""
@@ -202,15 +204,13 @@ class LRWOpt(Method[LRWOptState]):
 
     def train_probability(self, run: Run, state: LRWOptState) -> Tensor:
         """P(train | x, y) of the whole pool [N], from a fresh pass or from the bank."""
-        if self.exact_pass:
-            features = run.predict(torch.arange(len(run.pool), device=run.device))[1]
-        else:
+        if not self.exact_pass:
             run.refresh_bank(run.updates - run.per_epoch)
-            features = run.bank.features
+        rows = max(1, min(CHUNK, NUMBERS // (run.feature_width + run.pool.num_classes)))
+        pieces = chunks(torch.arange(len(run.pool), device=run.device), rows)
+        features = (run.predict(piece)[1] if self.exact_pass else run.bank.features_of(piece) for piece in pieces)
         with torch.no_grad():
-            return torch.cat(
-                [state.splitter(f, y) for f, y in zip(chunks(features, CHUNK), chunks(run.pool.y, CHUNK), strict=True)]
-            )
+            return torch.cat([state.splitter(f, run.pool.y[i]) for i, f in zip(pieces, features, strict=True)])
 
     def stops(self, run: Run, state: LRWOptState) -> bool:
         """Lines 14-17 with means over whole parts: whether the gap has shrunk `patience` times in a row."""

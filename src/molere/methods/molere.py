@@ -136,7 +136,7 @@ class Molere(Method[MolereState]):
         if not run.passed(self.warmup):
             return
         state.scored = True
-        score = smr_score(state.early_loss, run.bank.features, run.bank.logits.argmax(1), k=self.neighbours)
+        score = smr_score(state.early_loss, run.bank.features, run.bank.predicted, k=self.neighbours)
         run.note(hardness=score)
         if state.weigher is None:
             state.weights = static_weights(score, self.strength).to(run.device)

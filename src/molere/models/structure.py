@@ -62,6 +62,11 @@ def replace_head(model: nn.Module, head: nn.Module) -> nn.Module:
     return model
 
 
+def with_dropout(model: nn.Module, share: float) -> nn.Module:
+    """The classifier with dropout on what enters its head, in place; unchanged for a share of 0."""
+    return model if share == 0 else replace_head(model, nn.Sequential(nn.Dropout(share), head_of(model)[1]))
+
+
 def is_shallow(model: nn.Module) -> bool:
     """Whether at most 3 Linear layers are trained and no convolution, recurrence or attention is.
 
