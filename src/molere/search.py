@@ -82,6 +82,15 @@ def described(methods: Mapping[str, Any], recipe: Any, trials: int) -> dict[str,
     }
 
 
+def _has_selection(data: Any) -> bool:
+    """Whether there will be a part to choose by; where nothing is said, the data set has one."""
+    if isinstance(data, str):
+        return True
+    if is_mapping(data):
+        return data.get("select") != 0
+    return data.select is not None
+
+
 def mistakes(methods: Mapping[str, Any], data: Any, recipe: Any, trials: int) -> list[str]:
     """Why this cannot be tuned: nothing to search for a method, or data without a part to choose by."""
     if not trials:
@@ -91,9 +100,7 @@ def mistakes(methods: Mapping[str, Any], data: Any, recipe: Any, trials: int) ->
         for label, method in methods.items()
         if not space_of(method, recipe)
     ]
-    own = isinstance(data, str) or (is_mapping(data) and data.get("select") is None)  # as the data set has it
-    kept = True if own else data["select"] if is_mapping(data) else data.select
-    if kept in (None, 0):
+    if not _has_selection(data):
         found.append(f"tune={trials} needs selection data, and these have none; pass select= when you load them")
     return found
 

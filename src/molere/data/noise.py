@@ -57,7 +57,8 @@ def instance_noise(
         at = torch.nonzero(y.cpu() == c).flatten()
         if len(at) == 0:
             continue
-        logits = [_projected(x, chunk, classes, seed, c, input_scale) for chunk in at.split(_chunk(x, len(at)))]
+        chunks = cast(tuple[Tensor, ...], at.split(_chunk(x, len(at))))
+        logits = [_projected(x, chunk, classes, seed, c, input_scale) for chunk in chunks]
         p = noisy_probabilities(torch.cat(logits), q[at], c)
         noisy[at.to(y.device)] = _categorical(p, draws[at]).to(y.device)
     return noisy, q

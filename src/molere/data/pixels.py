@@ -45,7 +45,7 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = cast(object, image.getexif().get(ORIENTATION))
     except Exception:  # damaged tags can raise anything, and cost no image
         return image
-    turn = TURNS.get(cast(int, orientation)) if isinstance(orientation, int) else None
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
 
 
