@@ -37,7 +37,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    quick: dict[str, Any] = {"epochs": 1}
+    quick: dict[str, Any] = {"epochs": 2}
     fashion(folder)
     compare(
         ["erm", "drop-random", "molere"],

@@ -10,11 +10,14 @@ from annotated_types import Ge
 
 from molere import registry, settings
 from molere.config import dump_value, merge_all
+from molere.data.decided import KINDS, digest
 from molere.errors import ConfigError
 from molere.fields import build, check_fields, refuse
 from molere.limits import shown
 from molere.names import one_line, unknown
 from molere.settings import MethodSpec, Schema
+
+_CORRECTIONS = (*KINDS, "corrections")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,14 @@ class DataChoice:
     """What is done to the training data; none: the first that the data set offers."""
     limit: Annotated[int, Ge(1)] | None = None
     """Train on this many examples, drawn in proportion to the classes; none: on all."""
+    labels: str | None = None
+    """CSV with columns id and label: training examples get these labels."""
+    weights: str | None = None
+    """Parquet or CSV with columns id and weight: what training examples count, whatever the method."""
+    drop: str | None = None
+    """File with an id in each line: training examples that are left out."""
+    corrections: str | None = None
+    """Digest of the three files, written here by molere; what has changed since is refused."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,6 +69,8 @@ class Experiment:
     """Runs side by side."""
     tune: Annotated[int, Ge(0)] = 0
     """Trials of a random search on validation data, for every method; 0: no tuning."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told the figures of each epoch: tensorboard, wandb, mlflow."""
     resume: str = "auto"
     """auto: go on where the folder stopped; never: start anew; or the folder to go on with."""
 
@@ -79,6 +92,9 @@ class Experiment:
         """Eight hexadecimal digits of what is trained: not of seeds, methods, folder and number of jobs."""
         what = {k: v for k, v in asdict(self).items() if k in ("data", "model", "preset", "train", "method")}
         what |= {"tune": self.tune} if self.tune else {}
+        what["data"] = {k: v for k, v in asdict(self.data).items() if k not in _CORRECTIONS}
+        if found := self.data.corrections or digest(asdict(self.data)):
+            what["data"]["corrections"] = found
         text = json.dumps({**what, "scenario": self.scenario}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -101,7 +117,7 @@ def experiment(*layers: Mapping[str, object]) -> Experiment:
     """
     merged = merge_all(*(_with_mapping(layer) for layer in layers))
     mistakes = list[str]()
-    for key, read in (("methods", _methods), ("seeds", _seeds)):
+    for key, read in (("methods", _methods), ("seeds", _seeds), ("track", _track)):
         if key in merged:
             try:
                 merged[key] = read(merged[key])
@@ -144,6 +160,15 @@ def _seeds(value: object) -> list[int]:
     if len(set(good)) < len(good):
         raise ConfigError(f"seeds must differ; got {shown(good)}.")
     return good
+
+
+def _track(value: object) -> list[str]:
+    names = [n.strip() for n in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in cast(list[object], names)):
+        raise ConfigError(f"track must be a list such as [tensorboard]; got {one_line(value)}.")
+    found = cast(list[str], names)
+    refuse([unknown("tracker", name, registry.TRACKERS) for name in found if name not in registry.TRACKERS])
+    return found
 
 
 def _mistakes(e: Experiment) -> list[str]:

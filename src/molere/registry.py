@@ -280,6 +280,14 @@ MODELS: Mapping[str, str] = {
 }
 
 
+TRACKERS: Mapping[str, str] = {
+    "tensorboard": "scalars in tensorboard/ of the run's folder",
+    "wandb": "Weights & Biases, in the project that WANDB_PROJECT names",
+    "mlflow": "MLflow, at MLFLOW_TRACKING_URI",
+}
+"""Where figures can be sent while a run goes on; each is an extra of the same name."""
+
+
 @dataclass(frozen=True)
 class DatasetEntry:
     """One data set: what it is, the scenarios it can be trained under, and the folder it is looked for in."""

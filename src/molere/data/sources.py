@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from molere.data.corrections import corrected
 from molere.data.corrupt import stratified_split, stratified_subset
+from molere.data.decided import digest
 from molere.data.files import available, read
 from molere.data.labels import Array, checked_labels
 from molere.data.pool import Data, DatasetPool, TensorPool
@@ -45,15 +47,23 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     select: float = 0.1,
+    labels: str | Path | None = None,
+    weights: str | Path | None = None,
+    drop: str | Path | None = None,
+    corrections: str | None = None,
 ) -> Data:
     """A named data set under a scenario, as pools; the seed decides split, subset, rotations and label noise.
 
     `limit`: a stratified subset of the training images, counted before a long tail thins them. `select`: the
     share of the official training images kept apart to pick the best update (with a limit at most 1,000
     images; for digits its 197 spare ones; 0: none). Pools carry positions in the source as ids, true labels
-    where noise was added, groups where images were rotated. Raises ConfigError for unknown names, DataError for
-    missing files.
+    where noise was added, groups where images were rotated. `labels`, `weights`, `drop`: files of corrections, see
+    `molere.data.corrections`; `corrections`: what `digest` of them has to be. Raises ConfigError for unknown names,
+    DataError for missing files.
     """
+    files = {"labels": labels, "weights": weights, "drop": drop}
+    if corrections is not None and digest(files) != corrections:
+        raise DataError("labels, weights or drop have changed since this was begun; give them back, or begin anew")
     source = pick("data set", name, SOURCES)
     chosen = next(iter(source.scenarios)) if scenario is None else scenario
     setting = pick(f"scenario of {name}", chosen, source.scenarios)
@@ -61,7 +71,7 @@ def load(
     train, selection, test = source.split(name, root, limit, seed, select)
     parts = corrupted([train] if selection is None else [train, selection], setting, source.classes, seed)
     pools = [_pool(part, source) for part in parts]
-    return Data(
+    data = Data(
         name=name,
         scenario=chosen,
         train=pools[0],
@@ -72,6 +82,7 @@ def load(
         default_model=source.model,
         recipe=source.recipe,
     )
+    return corrected(data, **files) if any(files.values()) else data
 
 
 def _pool(part: Part, source: Source) -> TensorPool:
@@ -202,18 +213,23 @@ def from_arrays(
     name: str = "arrays",
     model: str | None = None,
     recipe: Mapping[str, object] | None = None,
+    class_names: Sequence[str] = (),
+    texts: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Data:
     """Data of tensors or numpy arrays: what `TensorPool` takes, for training and for the test.
 
     `select` is a pair (x, y) to pick the best update by, or the share of x, y that is kept apart for that.
-    ids are the positions in x unless given.
+    ids are the positions in x unless given. class_names, and texts (what each of x reads), are shown in reports.
     """
     more = [select[1]] if isinstance(select, tuple) else []
     classes = _classes(y, y_test, *more) if num_classes is None else num_classes
     pixels: dict[str, Any] = {"mean": mean, "std": std, "augment": augment}  # Any: settings of TensorPool
     pool = TensorPool(x, y, group=group, clean_y=clean_y, ids=ids, num_classes=classes, **pixels)
     pool.ids = np.arange(len(pool)) if pool.ids is None else pool.ids
+    if texts is not None and len(texts) != len(pool):
+        raise DataError(f"x has {len(pool)} examples but there are {len(texts)} texts; pass one for each")
+    read = None if texts is None else dict(zip(cast(list[Any], pool.ids.tolist()), texts, strict=True))
     test = TensorPool(x_test, y_test, group=test_group, num_classes=classes, **pixels)
     if isinstance(select, tuple):
         train, selection = pool, TensorPool(*select, num_classes=classes, **pixels)
@@ -230,6 +246,8 @@ def from_arrays(
         headline=("accuracy",) if test.group is None else ("worst_group", "accuracy"),
         default_model=model or ("cnn" if len(pool.shape) == 3 else "mlp"),
         recipe=dict(recipe or {}),
+        class_names=tuple(class_names),
+        texts=read,
     )
 
 
