@@ -123,6 +123,9 @@ class Run:
         self._bank: Bank | None = None
         self._batches = Batches(len(pool), seed, device)
         self._augments = recipe.augment and pool.augments
+        self._crossfits: dict[tuple[int, float], Tensor] = {}
+        given: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
+        self._given = None if given is None else (given / given.double().mean()).to(device, torch.float32)
 
     # ---- randomness and progress
 
@@ -224,10 +227,11 @@ class Run:
     ) -> Taken:
         """One classifier update on mean(w_i l_i) (weights none: all 1); all-zero weights leave it where it is.
 
+        Weights that the pool came with, over their mean, multiply them here and in every look.
         remember: keep what `look_back` needs, until the next update. along: d objective / d logits, to be followed
         instead of that mean; the weights are then only written down.
         """
-        w = None if weights is None else weights.detach()
+        w, along = self._with_given(seen, None if weights is None else weights.detach(), along)
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
         products: Products | None = None
@@ -239,8 +243,19 @@ class Run:
         self.cost.backward += len(seen)
         losses = seen.losses.detach()
         self._bank_rows(seen.batch, seen.logits, losses, seen.features)
+        self.notes.presented(seen.batch.index, seen.logits.detach().argmax(1) == seen.batch.y)
         self.notes.trained(seen.batch.index, w, losses.mean())
         return Taken(seen, w, before, sensitivity, products)
+
+    def _with_given(self, seen: Seen, w: Tensor | None, along: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Weights and direction of an update, times the weights that the pool came with."""
+        given = self._given_of(seen)
+        if given is None:
+            return w, along
+        return given if w is None else w * given, None if along is None else along * given.unsqueeze(1)
+
+    def _given_of(self, seen: Seen) -> Tensor | None:
+        return None if self._given is None else self._given[seen.batch.index].to(seen.losses.dtype)
 
     def _total(self, w: Tensor) -> float:
         total = float(w.abs().sum())
@@ -321,7 +336,9 @@ class Run:
         """
         leaves = self.classifier.params
         step = self.classifier.plain_step if plain else self.classifier.lookahead
-        ahead, pull_back = step(self._virtual_gradient(seen, (weights.detach() * seen.losses).mean()))
+        given = self._given_of(seen)
+        w = weights.detach() if given is None else weights.detach() * given
+        ahead, pull_back = step(self._virtual_gradient(seen, (w * seen.losses).mean()))
         look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective, batch)
         self.cost.virtual_backward += len(seen)
         theta = {k: p.detach() for k, p in leaves.items()}
@@ -344,15 +361,19 @@ class Run:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
         if look.products is not None:
             self.cost.virtual_forward += len(look.seen)
-            return look.products(look.direction) / len(look.seen)
-        return self._products(look, self._passes.losses_of, look.seen.losses) / len(look.seen)
+            products = look.products(look.direction)
+        else:
+            products = self._products(look, self._passes.losses_of, look.seen.losses)
+        given = self._given_of(look.seen)
+        return (products if given is None else products * given) / len(look.seen)
 
     def logit_gradient(self, look: Look) -> Float[Tensor, "n c"]:
         """d z_i / d t, the change of the batch's logits along look.direction: < direction, grad z_ic(theta) >.
 
         With g_ic = d l_i / d z_ic as the class weights multiply it, d L_val(theta') / d w_ic = g_ic times this, over n.
         """
-        return self._products(look, self._passes.logits_of, look.seen.logits)
+        found, given = self._products(look, self._passes.logits_of, look.seen.logits), self._given_of(look.seen)
+        return found if given is None else found * given.unsqueeze(1)
 
     def _products_from_tape(self, seen: Seen) -> Products | None:
         if seen.tape is None:
@@ -507,6 +528,8 @@ class Run:
         self, folds: int = 5, epochs: float = 0.5, *, method: Method[Any] | None = None
     ) -> Float[Tensor, "N c"]:
         """Out-of-fold logits: each example under the model (none: ERM) of the fold that left it out."""
+        if method is None and (folds, epochs) in self._crossfits:
+            return self._crossfits[folds, epochs]
         order = torch.randperm(len(self.pool), generator=rng.generator(self.seed, "folds")).to(self.device)
         by_class = order[torch.argsort(self.pool.y[order], stable=True)]
         held = [by_class[fold::folds] for fold in range(folds)]
@@ -514,7 +537,14 @@ class Run:
         out = torch.zeros_like(logits[0])
         for part, found in zip(held, logits, strict=True):
             out[part] = found[part]
+        if method is None:
+            self._crossfits[folds, epochs] = out
         return out
+
+    @property
+    def crossfitted(self) -> Float[Tensor, "N c"] | None:
+        """Out-of-fold logits under ERM that the method has asked for; none if it has not."""
+        return next(iter(self._crossfits.values()), None)
 
     def _without(self, part: Tensor) -> Tensor:
         """The rest of the pool."""
