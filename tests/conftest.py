@@ -31,10 +31,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests that found no browser say so where it is read, at the end."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "no page was looked at" in str(r.longrepr)]
+    if skipped:
+        line = f"NO BROWSER: {len(skipped)} tests looked at no report; install Debian's package chromium"
+        terminalreporter.write_line(line, red=True, bold=True)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Each test starts from the same global generator, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and comparisons draw no figures, which takes longer than most of them, but in tests marked `report`."""
+    if not request.node.get_closest_marker("report"):
+        monkeypatch.setattr("molere.show.reports.write_report", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def fit(
     cache: Any,
     observers: Sequence[Any],
     label: str,
+    report: bool,
 ) -> Any:
     orders = os.environ.get("STUB", "").split()
     note(f"{label} {seed} {data.seed} {resume} {os.getpid()}")

@@ -87,7 +87,7 @@ def test_numbers_are_scaled_and_names_one_hot_by_the_training_part_alone(tmp_pat
     test = written(
         tmp_path / "test.csv", [["t1", 1000.0, "violet", "north", "no"], ["t2", -3.0, "red", "south", "yes"]]
     )
-    data = load(str(path), test={"test": str(test)}, drop=["region"])
+    data = load(str(path), test={"test": str(test)}, drop_columns=["region"])
     train = pool_of(data)
     assert train.shape == (4,)
     of_row = {row[0]: row for row in rows}
@@ -372,7 +372,7 @@ def test_the_holdout_given_validates_on_the_examples_of_val_root(tmp_path: Path)
     from molere import fit
 
     train, hard = written(tmp_path / "t.csv", people()), written(tmp_path / "hard.csv", people(10, 500))
-    data = load(str(train), val_root=str(hard), drop=["region"])
+    data = load(str(train), val_root=str(hard), drop_columns=["region"])
     assert ids(data.train)[-10:] == [f"p{500 + i}" for i in range(10)]
     x = data.train.batch(torch.tensor([len(data.train) - 1, 0, len(data.train) - 2]))
     assert [data.train.y[int(i)] for i in x.index] == x.y.tolist()
@@ -415,7 +415,7 @@ def test_repeated_ids_are_named(tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"label": "lable"}, "has no column 'lable' for the label; did you mean 'label'?"),
-        ({"drop": ["size", "colour", "region"]}, "has no feature column"),
+        ({"drop_columns": ["size", "colour", "region"]}, "has no feature column"),
         ({"features": ["sizes"]}, "did you mean 'size'?"),
         ({"group": "label2"}, "has no column 'label2' for the group"),
         ({"test": "nowhere.csv"}, "there is nothing at nowhere.csv"),

@@ -156,6 +156,7 @@ def test_nothing_waits_for_the_device_within_an_epoch(monkeypatch: pytest.Monkey
             patch.setattr(Tensor, reading, refused)
         notes.trained(index, weights, loss)
         notes.trained(index, None, loss)
+        notes.presented(index, weights > 0.5)
     assert notes.row(2)["train_loss"] == 1.0
 
 

@@ -4,6 +4,7 @@ The methods of one seed share data, initial weights and batches. Interrupted com
 stopped, runs that fail are listed and do not stop the others.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from molere import search, tuning
-from molere.jobs import Failure, Job, Outcome, Plan, Progress, run_here
+from molere.errors import ConfigError
+from molere.jobs import Failure, Job, Outcome, Plan, Progress, imported, run_here
 from molere.ledger import Ledger, machine
 from molere.request import Request, call, cores, request, side_by_side
+from molere.show import trackers
 from molere.tuning import Chosen
 
 if TYPE_CHECKING:
     import molere.report
     import molere.table
+    from molere.show.plots import OfComparison
 
 PARTS: Mapping[str, str] = {}
 """Stand-ins for what a Plan names, for tests."""
@@ -81,11 +85,21 @@ class Comparison:
     def _repr_html_(self) -> str:
         from molere import report
 
-        return report.html(self.table, self.about)
+        pictures = [self.plot.gains(metric) for metric in self.table.headline] if self.table.tested else []
+        return report.html(self.table, self.about) + "".join(p.html() for p in pictures)
+
+    @property
+    def plot(self) -> "OfComparison":
+        """Figures by name: `comparison.plot.gains()`."""
+        from molere.show.plots import OfComparison
+
+        return OfComparison(self)
 
     def _closing(self) -> list[str]:
         tuned = [f"Tuned, {c.trials} trials: {c.label} {c.words}" for c in self.tuning]
-        return tuned + ([f"Written to {self.folder}"] if self.folder else [])
+        report = self.folder and self.folder / "report.html"
+        shown = [f"To look at: {report}"] if report and report.exists() else []
+        return tuned + ([f"Written to {self.folder}", *shown] if self.folder else [])
 
 
 def compare(
@@ -99,6 +113,7 @@ def compare(
     jobs: int | Literal["auto"] = 1,
     resume: bool = True,
     tune: int = 0,
+    track: Sequence[Any] = (),
     progress: Callable[[Progress], None] | None = None,
     command: str | None = None,
 ) -> Comparison:
@@ -112,7 +127,8 @@ def compare(
     (then everything above must be names and settings); auto: as many as there are cores, one at a time on a
     GPU. resume: go on where a comparison in `out` stopped; its methods and seeds may be added to. False:
     start anew. tune: trials of a random search for each method before the comparison, on the data of the first
-    seed and judged on selection data; 0: none. progress: called with news of each run, in this process.
+    seed and judged on selection data; 0: none. track: trackers to be told of each run, by name (tensorboard, wandb,
+    mlflow), or objects. progress: called with news of each run, in this process.
     command: what the report names as the way to make it again; none: this call.
 
     Returns:
@@ -124,6 +140,9 @@ def compare(
     asked = request(methods, data, model, recipe, seeds, tune)
     search.check(asked.methods, data, recipe, tune)
     count = side_by_side(jobs, asked)
+    trackers.check(track)
+    if count > 1 and not all(isinstance(tracker, str) for tracker in track):
+        raise ConfigError(f"jobs={count} needs trackers by name; use jobs=1 for objects")
     with ExitStack() as stack:
         ledger = None if out is None else stack.enter_context(Ledger(Path(out)))
         if ledger is not None:
@@ -131,7 +150,7 @@ def compare(
             cache = ledger.cache
         else:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if count > 1 else None
-        plan = Plan(data, model, recipe, cache, resume, **PARTS)
+        plan = Plan(data, model, recipe, cache, resume, track=tuple(track), **PARTS)
         tally = _Tally(asked, ledger, progress)
 
         def run(jobs: Sequence[Job], take: Callable[[Progress | Outcome], None]) -> None:
@@ -143,7 +162,7 @@ def compare(
         except BaseException as error:
             tally.stop(error)
             raise
-        return tally.close(command or call(asked, jobs), count)
+        return tally.close(command or call(asked, jobs), count, plan.report)
 
 
 class _Tally:
@@ -199,8 +218,8 @@ class _Tally:
         code = 130 if interrupted else getattr(error, "exit_code", 1)
         self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
 
-    def close(self, command: str, count: int) -> Comparison:
-        """The table of all that is there, written to the folder; raises the first failure if nothing is."""
+    def close(self, command: str, count: int, report: str) -> Comparison:
+        """The table of all that is there, written to the folder, with a report; raises the first failure if none is."""
         if not self.results and self.failures:
             failure = next(iter(self.failures.values()))
             self._note("failed", failure.exit_code, error=failure.message)
@@ -210,8 +229,15 @@ class _Tally:
             self.ledger.write("table.md", comparison.to_markdown())
             self.ledger.write("table.csv", comparison.to_csv())
             self.ledger.write("table.json", comparison.to_json())
+            self._report(report, self.ledger.path)
         self._note("failed" if self.failures else "done", comparison.exit_code)
         return comparison
+
+    def _report(self, report: str, folder: Path) -> None:
+        try:
+            imported(report)(folder)
+        except Exception as error:  # the results are worth more than their pictures
+            logging.getLogger("molere").warning("no report was written to %s: %s", folder, error)
 
     def _comparison(self, command: str, count: int) -> Comparison:
         from molere.report import About  # here: scipy takes longer to load than all that is above

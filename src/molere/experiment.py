@@ -11,11 +11,14 @@ from annotated_types import Ge, Interval
 from molere import paths, registry, settings
 from molere.config import dump_value, merge_all
 from molere.corruption import canonical, scenario_of
+from molere.data.decided import KINDS, digest
 from molere.errors import ConfigError
 from molere.fields import build, check_fields, refuse
 from molere.limits import shown
 from molere.names import one_line, unknown
 from molere.settings import MethodSpec, Schema
+
+_CORRECTIONS = (*KINDS, "corrections")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class DataChoice:
     """Column that says train, select, holdout, or the name of a test set; none: split, where there is one."""
     features: tuple[str, ...] | None = None
     """Feature columns; none: all that are nothing else."""
-    drop: tuple[str, ...] | None = None
+    drop_columns: tuple[str, ...] | None = None
     """Columns to leave out."""
     header: bool | None = None
     """Whether the first line of a CSV file names the columns (none means yes; no: they are f0, f1, ...)."""
@@ -71,6 +74,14 @@ class DataChoice:
     """What is done to images in training; none: crops and flips for image files, nothing for arrays."""
     test_share: Annotated[float, Interval(ge=0, le=0.5)] | None = None
     """Share of one's own data that is the test, where none is given; none: a fifth, 0: no such test."""
+    labels: str | None = None
+    """CSV with columns id and label: training examples get these labels."""
+    weights: str | None = None
+    """Parquet or CSV with columns id and weight: what training examples count, whatever the method."""
+    drop: str | None = None
+    """File with an id in each line: training examples that are left out."""
+    corrections: str | None = None
+    """Digest of the three files, written here by molere; what has changed since is refused."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,6 +115,8 @@ class Experiment:
     """Runs side by side."""
     tune: Annotated[int, Ge(0)] = 0
     """Trials of a random search on validation data, for every method; 0: no tuning."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told the figures of each epoch: tensorboard, wandb, mlflow."""
     resume: str = "auto"
     """auto: go on where the folder stopped; never: start anew; or the folder to go on with."""
 
@@ -127,6 +140,9 @@ class Experiment:
         what = {k: v for k, v in asdict(self).items() if k in ("data", "model", "preset", "train", "method")}
         what["data"] = {k: v for k, v in asdict(self.data).items() if v is not None or k in _FIRST}
         what |= {"tune": self.tune} if self.tune else {}
+        what["data"] = {k: v for k, v in asdict(self.data).items() if k not in _CORRECTIONS}
+        if found := self.data.corrections or digest(asdict(self.data)):
+            what["data"]["corrections"] = found
         text = json.dumps({**what, "scenario": self.scenario}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -149,7 +165,7 @@ def experiment(*layers: Mapping[str, object]) -> Experiment:
     """
     merged = merge_all(*(_with_mapping(layer) for layer in layers))
     mistakes = list[str]()
-    for key, read in (("methods", _methods), ("seeds", _seeds)):
+    for key, read in (("methods", _methods), ("seeds", _seeds), ("track", _track)):
         if key in merged:
             try:
                 merged[key] = read(merged[key])
@@ -204,6 +220,15 @@ def _seeds(value: object) -> list[int]:
     if len(set(good)) < len(good):
         raise ConfigError(f"seeds must differ; got {shown(good)}.")
     return good
+
+
+def _track(value: object) -> list[str]:
+    names = [n.strip() for n in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in cast(list[object], names)):
+        raise ConfigError(f"track must be a list such as [tensorboard]; got {one_line(value)}.")
+    found = cast(list[str], names)
+    refuse([unknown("tracker", name, registry.TRACKERS) for name in found if name not in registry.TRACKERS])
+    return found
 
 
 def _mistakes(e: Experiment) -> list[str]:

@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all jobs of a comparison share. fit, load, store: `module:name`, imported where the jobs run."""
+    """What all jobs of a comparison share. fit, load, store, report: `module:name`, imported where they are used."""
 
     data: Any  # a name, a mapping of arguments of `load`, or a Data
     model: Any = None  # as `fit` takes it
@@ -50,6 +50,8 @@ class Plan:
     fit: str = "molere.run:fit"
     load: str = "molere.data.sources:load"
     store: str = "molere.storage:ContentCache"
+    report: str = "molere.show.reports:write_report"
+    track: tuple[Any, ...] = ()  # names of trackers, or Trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Bench:
                 cache=self._cache,
                 observers=(_observer(job, emit),),
                 label=job.label,
+                report=False,
+                **({"track": self.plan.track} if self.plan.track and job.trial is None else {}),
             ).as_dict()
         except Exception as error:
             return Outcome(job, failure=Failure.of(error))

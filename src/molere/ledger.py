@@ -17,7 +17,7 @@ from molere.storage import files
 from molere.storage.lock import FileLock
 
 GROWING = ("methods", "seeds")  # may be added to, not taken from
-PLACES = {"data.root"}  # the same data may have moved
+PLACES = {"data.root", "data.labels", "data.weights", "data.drop"}  # may have moved; data.corrections is their content
 LONGEST = 80
 
 

@@ -123,6 +123,9 @@ class Run:
         self._bank: Bank | None = None
         self._batches = Batches(len(pool), seed, device)
         self._augments = recipe.augment and pool.augments
+        self._crossfits: dict[tuple[int, float], Tensor] = {}
+        given: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
+        self._given = None if given is None else (given / given.double().mean()).to(device, torch.float32)
 
     # ---- randomness and progress
 
@@ -224,14 +227,12 @@ class Run:
     ) -> Taken:
         """One classifier update on mean(w_i l_i) (weights none: all 1); all-zero weights leave it where it is.
 
+        Weights that the pool came with, over their mean, multiply them here and in every look.
         remember: keep what `look_back` needs, until the next update. along: d objective / d logits, to be followed
         instead of that mean; the weights are then only written down. Where the recipe clips losses, the weights of the
         largest are 0, and the others grow in proportion.
         """
-        w = None if weights is None else weights.detach()
-        if (factors := self._clip(seen)) is not None:
-            w = factors if w is None else w * factors
-            along = None if along is None else along * factors[:, None]
+        w, along = self._with_given(seen, None if weights is None else weights.detach(), along)
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
         products: Products | None = None
@@ -243,13 +244,25 @@ class Run:
         self.cost.backward += len(seen)
         losses = seen.losses.detach()
         self._bank_rows(seen.batch, seen.logits, losses, seen.features)
+        self.notes.presented(seen.batch.index, seen.logits.detach().argmax(1) == seen.batch.y)
         self.notes.trained(seen.batch.index, w, losses.mean())
         return Taken(seen, w, before, sensitivity, products)
 
-    def _clip(self, seen: Seen) -> Float[Tensor, " n"] | None:
-        """What the recipe's loss_clip makes of equal weights, constants; None where it clips nothing."""
+    def _factors(self, seen: Seen) -> Float[Tensor, " n"] | None:
+        """What multiplies the weights of a batch, whatever the method: those the pool came with, and the loss clip."""
         share = self.recipe.loss_clip
-        return None if share is None else clip_factors(seen.losses, share)
+        clip = None if share is None else clip_factors(seen.losses, share)
+        if self._given is None:
+            return clip
+        given = self._given[seen.batch.index].to(seen.losses.dtype)
+        return given if clip is None else given * clip
+
+    def _with_given(self, seen: Seen, w: Tensor | None, along: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Weights and direction of an update, times the factors that hold for every method."""
+        factors = self._factors(seen)
+        if factors is None:
+            return w, along
+        return factors if w is None else w * factors, None if along is None else along * factors.unsqueeze(1)
 
     def _total(self, w: Tensor) -> float:
         total = float(w.abs().sum())
@@ -330,7 +343,7 @@ class Run:
         """
         leaves = self.classifier.params
         step = self.classifier.plain_step if plain else self.classifier.lookahead
-        factors = self._clip(seen)
+        factors = self._factors(seen)
         w = weights.detach() if factors is None else weights.detach() * factors
         ahead, pull_back = step(self._virtual_gradient(seen, (w * seen.losses).mean()))
         look, at_ahead = self._validate({k: t.requires_grad_() for k, t in ahead.items()}, objective, batch)
@@ -356,18 +369,19 @@ class Run:
         factors = self._clip(look.seen)
         if look.products is not None:
             self.cost.virtual_forward += len(look.seen)
-            found = look.products(look.direction) / len(look.seen)
+            products = look.products(look.direction)
         else:
-            found = self._products(look, self._passes.losses_of, look.seen.losses) / len(look.seen)
-        return found if factors is None else found * factors
+            products = self._products(look, self._passes.losses_of, look.seen.losses)
+        factors = self._factors(look.seen)
+        return (products if factors is None else products * factors) / len(look.seen)
 
     def logit_gradient(self, look: Look) -> Float[Tensor, "n c"]:
         """d z_i / d t, the change of the batch's logits along look.direction: < direction, grad z_ic(theta) >.
 
         With g_ic = d l_i / d z_ic as the class weights multiply it, d L_val(theta') / d w_ic = g_ic times this, over n.
         """
-        factors, found = self._clip(look.seen), self._products(look, self._passes.logits_of, look.seen.logits)
-        return found if factors is None else found * factors[:, None]
+        found, factors = self._products(look, self._passes.logits_of, look.seen.logits), self._factors(look.seen)
+        return found if factors is None else found * factors.unsqueeze(1)
 
     def _products_from_tape(self, seen: Seen) -> Products | None:
         if seen.tape is None:
@@ -522,6 +536,8 @@ class Run:
         self, folds: int = 5, epochs: float = 0.5, *, method: Method[Any] | None = None
     ) -> Float[Tensor, "N c"]:
         """Out-of-fold logits: each example under the model (none: ERM) of the fold that left it out."""
+        if method is None and (folds, epochs) in self._crossfits:
+            return self._crossfits[folds, epochs]
         order = torch.randperm(len(self.pool), generator=rng.generator(self.seed, "folds")).to(self.device)
         by_class = order[torch.argsort(self.pool.y[order], stable=True)]
         held = [by_class[fold::folds] for fold in range(folds)]
@@ -529,7 +545,14 @@ class Run:
         out = torch.zeros_like(logits[0])
         for part, found in zip(held, logits, strict=True):
             out[part] = found[part]
+        if method is None:
+            self._crossfits[folds, epochs] = out
         return out
+
+    @property
+    def crossfitted(self) -> Float[Tensor, "N c"] | None:
+        """Out-of-fold logits under ERM that the method has asked for; none if it has not."""
+        return next(iter(self._crossfits.values()), None)
 
     def _without(self, part: Tensor) -> Tensor:
         """The rest of the pool."""

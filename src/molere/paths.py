@@ -15,7 +15,7 @@ PACKED = (".gz", ".bz2", ".zst")
 """Endings of compressed files, after that of a table or of sparse rows."""
 
 OWN_ONLY = (
-    "val_root", "test", "label", "group", "image", "text", "id", "split_column", "features", "drop", "header",
+    "val_root", "test", "label", "group", "image", "text", "id", "split_column", "features", "drop_columns", "header",
     "scale", "text_as", "dimensions", "augment", "test_share",
 )  # fmt: skip
 """Settings that only the user's own data have."""

@@ -77,6 +77,9 @@ class Recipe:
     """Largest norm of the classifier's gradient."""
     eval_every: Annotated[int, Ge(1)] = 1
     """Epochs between evaluations on the selection data."""
+    crossfit: Annotated[int, Ge(2)] | None = None
+    """Folds of a cross-fit at the end, of models that have not seen what they predict, for `molere samples`; each costs
+    half a run of ERM on the rest of the pool. None: only where the method makes one."""
     save_every: Annotated[int, Ge(1)] | None = None
     """Classifier updates between checkpoints; none: at the ends of epochs, at most every five seconds."""
 

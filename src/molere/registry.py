@@ -287,6 +287,15 @@ MODELS: Mapping[str, str] = {
     "vit_b_16": "ViT-B/16 of torchvision",
 }
 
+
+TRACKERS: Mapping[str, str] = {
+    "tensorboard": "scalars in tensorboard/ of the run's folder",
+    "wandb": "Weights & Biases, in the project that WANDB_PROJECT names",
+    "mlflow": "MLflow, at MLFLOW_TRACKING_URI",
+}
+"""Where figures can be sent while a run goes on; each is an extra of the same name."""
+
+
 PAPER_MODELS: Mapping[str, str] = {
     "cifar100": "wrn-28-10",
     "cifar100n": "wrn-28-10",

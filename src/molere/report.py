@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from molere import wording
 from molere.statistics import Mean
-from molere.table import SELECTIONS, Cell, Cost, Result, Selection, Table
+from molere.table import SELECTIONS, Cell, Cost, Metric, Result, Selection, Table
 from molere.tuning import Chosen, searched
 from molere.wording import (
     TITLES,
@@ -90,15 +90,16 @@ def _origin(table: Table, about: About) -> str:
 
 def _metric_table(table: Table, metric: str, selection: Selection) -> str:
     column = table.column(metric, selection)
-    words = {
-        "metric": _cell_text(metric),
-        "unit": column[0].metric.unit or "mean",
-        "points": "points" if column[0].metric.unit else "absolute",
-        "baseline": _cell_text(table.baseline),
-    }
+    words = {name: _cell_text(word) for name, word in metric_words(table, column[0].metric).items()}
     heads = ["method", *(head.format(**words) for head, _ in COLUMNS)]
     rows = [[name_of(c, table), *(show(c) for _, show in COLUMNS)] for c in column]
     return _grid(heads, rows)
+
+
+def metric_words(table: Table, metric: Metric) -> dict[str, str]:
+    """What the headings of a metric's columns are filled with."""
+    points = "points" if metric.unit else "absolute"
+    return {"metric": metric.name, "unit": metric.unit or "mean", "points": points, "baseline": table.baseline}
 
 
 def _cost_notes(table: Table, about: About) -> str:
@@ -148,15 +149,26 @@ def _other_metrics(table: Table) -> list[str]:
 
 
 def _logged(table: Table) -> list[str]:
-    names = list(dict.fromkeys(name for logged in table.logged.values() for name in logged))
-    names = [name for name in names if name not in OF_WEIGHTS or _varies(table, name)]
+    names = _told(table)
     if not names:
         return []
-    by = {name: [label for label in table.labels if name in table.logged[label]] for name in names}
-    shared = [name for name in names if len(by[name]) > 1 or len(table.labels) < 3]
+    heads, rows = logged_rows(table)
+    grid = [_grid(heads, rows)] if len(heads) > 1 else []
+    return ["## Logged along the way, means over epochs", *grid, *_own(table, [n for n in names if n not in heads])]
+
+
+def _told(table: Table) -> list[str]:
+    """What was logged, without the weights' figures where no method's are other than 1."""
+    names = list(dict.fromkeys(name for logged in table.logged.values() for name in logged))
+    return [name for name in names if name not in OF_WEIGHTS or _varies(table, name)]
+
+
+def logged_rows(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Headings and a row a method of what several methods logged along the way."""
+    by = {name: [label for label in table.labels if name in table.logged[label]] for name in _told(table)}
+    shared = [name for name, labels in by.items() if len(labels) > 1 or len(table.labels) < 3]
     rows = [[label, *(_short(table.logged[label].get(name)) for name in shared)] for label in table.labels]
-    grid = [_grid(["method", *shared], rows)] if shared else []
-    return ["## Logged along the way, means over epochs", *grid, *_own(table, [n for n in names if n not in shared])]
+    return ["method", *shared], rows
 
 
 def _own(table: Table, names: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal  # Any: what users hand over, and plain settings
 
 from molere import paths, settings
 from molere.corruption import scenario_of
+from molere.data.decided import digest
 from molere.errors import ConfigError
 from molere.fields import refuse
 from molere.identity import plain
@@ -141,7 +142,9 @@ def _of_data(given: Mapping[str, Any]) -> list[str]:
 
 def _plain_data(data: Any) -> dict[str, Any]:
     if isinstance(data, str) or is_mapping(data):
-        return {key: str(v) if isinstance(v, Path) else plain(v) for key, v in load_arguments(data).items()}
+        given = {key: str(v) if isinstance(v, Path) else plain(v) for key, v in load_arguments(data).items()}
+        found = digest(given)
+        return given if found is None else {**given, "corrections": found}
     return {"name": data.name, "scenario": data.scenario, "content": data.train.fingerprint()}
 
 

@@ -1,7 +1,9 @@
 """Result: what one run produced."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from molere.steps import Cost
+
+if TYPE_CHECKING:
+    from molere.show.plots import OfRun
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,10 @@ class Result:
     logged: Mapping[str, float] = field(default_factory=dict[str, float])
     """What was logged along the way (size and noise of the validation part, churn, ...), means over the epochs."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    predictions: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Columns of predictions.parquet: one row per test example, at the last update."""
+    out_of_fold: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Columns of out_of_fold.parquet: probabilities of each training example under models that have not seen it."""
 
     @property
     def weights(self) -> Tensor:
@@ -46,6 +55,14 @@ class Result:
         update: weights[k] is that of example ids[k].
         """
         return np.asarray(self.samples.get("id", self.samples["sample_id"]))
+
+    @property
+    def plot(self) -> "OfRun":
+        """Figures by name: `result.plot.margins()`, `result.plot.weights()`."""
+        return importlib.import_module("molere.show.plots").OfRun(self)  # drawing comes long after results
+
+    def _repr_html_(self) -> str:
+        return self.plot.html()
 
     def as_dict(self) -> dict[str, object]:
         """The part that is stored as result.json."""

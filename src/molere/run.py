@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,8 +23,11 @@ from molere.models.weights import load_weights
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.scouts import ScoutTrainer
+from molere.show import reports
+from molere.show.trackers import Tracker, guarded
+from molere.show.trackers import check as check_trackers
 from molere.steps import Cost
-from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples
+from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples, write_table
 from molere.training import Observer, Setup, Training, device_of
 
 Model = str | nn.Module | Callable[[], nn.Module]
@@ -41,6 +45,8 @@ def fit(
     cache: ContentCache | None = None,
     observers: Sequence[Observer] = (),
     label: str | None = None,
+    report: bool = True,
+    track: Sequence[str | Tracker] = (),
 ) -> Result:
     """Train one classifier by one method; the same arguments give the same bits on a CPU, interrupted or not.
 
@@ -55,6 +61,9 @@ def fit(
         cache: where first-stage models are kept, to be shared between runs.
         observers: called with a mapping for each epoch; they only watch.
         label: the name of this run in tables.
+        report: write report.html into `out` at the end.
+        track: trackers to be told of each epoch, by name (tensorboard, wandb, mlflow), or objects; what goes wrong in
+            one of them does not concern the run.
 
     Returns:
         The result, with the classifier at the last update.
@@ -64,22 +73,30 @@ def fit(
         wherever possible.
     """
     setup = _setup(method, data, model, recipe, seed, label)
+    check_trackers(track)
     folder = None if out is None else _claimed(RunFolder(out), setup, resume)
     finished = folder is not None and folder.is_done
+    watching = [] if finished else guarded(track)
+    summary: Mapping[str, float] = {}
     try:
         with rng.seeded(None), PeakMemory(setup.device) as peak:
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
-            training = Training(setup, ScoutTrainer(setup, scouts), folder, observers)
+            training = Training(setup, ScoutTrainer(setup, scouts), folder, (*observers, *watching))
             if folder is not None and resume == "auto":
                 training.load()
             if folder is not None and not finished:
                 folder.log("resumed" if training.run.updates else "started", updates=training.run.updates)
+            for tracker in watching:
+                place = None if folder is None else folder.path
+                tracker.start(f"{setup.label} seed {seed}", setup.config(), place, training.run.updates)
             training.loop()
             result = training.result(peak)
+        summary = result.last
         if folder is not None and finished:
             return dataclasses.replace(result, cost=Cost.of(folder.read_json("result.json")["cost"]))
         if folder is not None:
             _write(folder, result)
+            _show(folder, result, setup.data, report)
         return result
     except BaseException as error:
         if folder is not None:
@@ -88,6 +105,10 @@ def fit(
             folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
         raise
     finally:
+        for tracker in watching:
+            tracker.finish(summary)
+            if tracker.problem and folder is not None:
+                folder.log("tracker", problem=tracker.problem)
         if folder is not None:
             folder.release()
 
@@ -194,12 +215,26 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # An
 def _write(folder: RunFolder, result: Result) -> None:
     """The files of a finished run; the marker comes last."""
     write_samples(folder.path / "samples.parquet", cast(Mapping[str, Any], result.samples))
+    write_table(folder.path / "predictions.parquet", cast(Mapping[str, Any], result.predictions))
+    if result.out_of_fold:
+        write_samples(folder.path / "out_of_fold.parquet", cast(Mapping[str, Any], result.out_of_fold))
     state = {k: v.detach().cpu().contiguous() for k, v in result.classifier.state_dict().items()}
     write_bytes(folder.path / "model.safetensors", safetensors.torch.save(_untied(state)))
     folder.write_json("result.json", result.as_dict())
     folder.set_status("done", exit_code=0, updates=result.updates, of=result.updates)
     folder.log("done", updates=result.updates, stopped=result.stopped)
     folder.mark_done()
+
+
+def _show(folder: RunFolder, result: Result, data: Data, report: bool) -> None:
+    """What people look at, once all else is safe; a picture that cannot be made is no reason to fail."""
+    try:
+        reports.keep(folder.path, result.samples, data)
+        if report:
+            reports.write_report(folder.path)
+    except Exception as error:
+        folder.log("no report", error=f"{type(error).__name__}: {error}")
+        logging.getLogger("molere").warning("no report was written to %s: %s", folder.path, error)
 
 
 def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:

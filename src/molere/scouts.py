@@ -52,6 +52,7 @@ class ScoutTrainer:
             epochs=max(1, round(wanted.epochs * recipe.epochs)),
             batch_size=min(recipe.batch_size, len(wanted.on)),
             eval_every=1,
+            crossfit=None,
         )
         select = None if wanted.select is None else PoolView(pool, wanted.select)
         data = dataclasses.replace(

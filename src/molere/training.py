@@ -15,7 +15,7 @@ from molere import rng
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, NumericsError, ResourceError
 from molere.evaluate import among, metrics
-from molere.examples import Outcome, of_each, of_split
+from molere.examples import Outcome, of_each, of_folds, of_split, of_tests
 from molere.identity import plain
 from molere.learner import Learner
 from molere.method import EVAL_BATCH, Method, Run, Scouts
@@ -139,17 +139,22 @@ class Training:
         for observer in self.observers:
             observer(event)
 
-    def evaluate(self, pool: Pool, answers: Sequence[int] | None = None) -> dict[str, float]:
-        """Metrics of the classifier as it stands on some pool; its answers are among the classes given, or all."""
+    def evaluate(self, pool: Pool) -> dict[str, float]:
+        """Metrics of the classifier as it stands on some pool."""
         logits = predict(self.run.classifier, pool)
-        logits = logits if answers is None else among(logits, answers)
         return metrics(logits, pool.y.to(logits.device), pool.group, self.setup.data.group_names)
 
-    def tests(self) -> dict[str, float]:
+    def predictions(self) -> dict[str, Tensor]:
+        """Logits of all test sets."""
+        return {name: predict(self.run.classifier, pool) for name, pool in self.setup.data.tests.items()}
+
+    def tests(self, logits: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics on all test sets; those of the first without a prefix."""
         out: dict[str, float] = {}
         for place, (name, pool) in enumerate(self.setup.data.tests.items()):
-            found = self.evaluate(pool, self.setup.data.answers.get(name))
+            answers, found = self.setup.data.answers.get(name), logits[name]
+            found = found if answers is None else among(found, answers)
+            found = metrics(found, pool.y.to(found.device), pool.group, self.setup.data.group_names)
             out |= {k if place == 0 else f"{name}/{k}": v for k, v in found.items()}
         return out
 
@@ -157,14 +162,17 @@ class Training:
         """Test at the last update and at the best by validation, and gather what is known of each example."""
         run, data = self.run, self.setup.data
         run.cost.seconds = self.spent()
-        last = self.tests()
+        predicted = self.predictions()
+        last = self.tests(predicted)
+        held_out = run.crossfit(self.setup.recipe.crossfit) if self.setup.recipe.crossfit else run.crossfitted
         parts = logits_of(run.classifier, run.pool)
-        samples = of_each(run, Outcome.joined(Outcome.of(z, run.pool.y[at].to(z.device)) for at, z in parts))
+        outcome = Outcome.joined(Outcome.of(z, run.pool.y[at].to(z.device)) for at, z in parts)
+        samples = of_each(run, outcome, held_out)
         best = last
         if self.best["state"] is not None and self.best["epoch"] != run.epoch:
             kept = {k: v.clone() for k, v in run.classifier.model.state_dict().items()}
             run.classifier.model.load_state_dict(self.best["state"])
-            best = self.tests()
+            best = self.tests(self.predictions())
             run.classifier.model.load_state_dict(kept)
         run.cost.peak_mib = peak.mib
         run.close()
@@ -185,6 +193,8 @@ class Training:
             cost=run.cost,
             logged=_means(self.history),
             settings=self.setup.config(),
+            predictions=of_tests(data.tests, predicted),
+            out_of_fold={} if held_out is None else of_folds(run.pool, held_out),
         )
 
     def spent(self) -> float:
@@ -349,6 +359,7 @@ def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What was logged beside losses and selection metrics, each a mean over the epochs that have it."""
     plain = {"epoch", "updates", "lr", "train_loss"}
     names = [k for k in dict.fromkeys(k for row in history for k in row) if k not in plain and "select_" not in k]
+    names = [k for k in names if not k.startswith("weight_p")]  # quantiles, which are for figures
     values = {k: [row[k] for row in history if k in row and math.isfinite(row[k])] for k in names}
     return {k: math.fsum(v) / len(v) for k, v in values.items() if v}
 

@@ -60,7 +60,7 @@ def _training(command: str, text: str) -> None:
         id: options.Id = None,
         split_column: options.SplitColumn = None,
         features: options.Features = None,
-        drop: options.Drop = None,
+        drop_columns: options.DropColumns = None,
         header: options.Header = None,
         scale: options.Scale = None,
         text_as: options.TextAs = None,
@@ -69,6 +69,9 @@ def _training(command: str, text: str) -> None:
         test_share: options.TestShare = None,
         on_bad: options.OnBad = None,
         image_size: options.ImageSize = None,
+        labels: options.Labels = None,
+        weights: options.Weights = None,
+        drop: options.Drop = None,
         model: options.Model = None,
         methods: options.Methods = None,
         split: options.Split = None,
@@ -81,6 +84,7 @@ def _training(command: str, text: str) -> None:
         name: options.Name = None,
         jobs: options.Jobs = None,
         tune: options.Tune = None,
+        track: options.Track = None,
         resume: options.Resume = None,
         dry_run: options.DryRun = False,
         print_config: options.PrintConfig = False,
@@ -280,6 +284,55 @@ def get_data(
     text, code = datasets.get(name, root)
     print(text)
     raise typer.Exit(code)
+
+
+@app.command()
+def samples(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    which: Annotated[
+        str | None, typer.Option("--list", metavar="NAME", help="hardest, downweighted, suspects or forgotten.")
+    ] = None,
+    where: options.Where = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="COLUMN", help="Sort by a column; -COLUMN: the largest first.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option("--columns", metavar="A,B,...", help="Columns to show.")] = None,
+    top: Annotated[int | None, typer.Option("--top", metavar="N", min=0, help="How many; 0: all.")] = None,
+    out: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write a table to relabel by.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Show the examples of a run to look at: hardest, down-weighted, likely mislabelled, forgotten."""
+    from molere.cli import look
+
+    print(look.samples(run, which, where or [], sort, columns, top, out, json))
+
+
+@app.command()
+def margins(
+    baseline: Annotated[str, typer.Argument(metavar="RUN_A", help="The baseline: a run, or its folder of seeds.")],
+    other: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to be compared with it.")],
+    test: Annotated[str | None, typer.Option("--test", metavar="NAME", help="Test set; none: the first.")] = None,
+    where: options.Where = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FOLDER", help="Write the numbers as CSV and the figures there.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Show what RUN_B changes in the margins of test examples, compared with RUN_A."""
+    from molere.cli import look
+
+    print(look.margins(baseline, other, test, where or [], out, json))
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="Folder of a run, a comparison or a reproduction.")],
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write it here, not into FOLDER.")] = None,
+) -> None:
+    """Write report.html: verdict, tables, figures and examples in one file that needs no network."""
+    from molere.show.reports import write_report
+
+    print(write_report(folder, out))
 
 
 @contextmanager

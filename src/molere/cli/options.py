@@ -30,7 +30,7 @@ SplitColumn = Annotated[
     typer.Option("--split-column", metavar="COLUMN", help="Column of train, select, holdout or a test's name."),
 ]
 Features = Annotated[str | None, typer.Option("--features", metavar="A,B,...", help="Feature columns; default: all.")]
-Drop = Annotated[str | None, typer.Option("--drop", metavar="A,B,...", help="Columns to leave out.")]
+DropColumns = Annotated[str | None, typer.Option("--drop-columns", metavar="A,B,...", help="Columns to leave out.")]
 Header = Annotated[
     bool | None, typer.Option("--header/--no-header", help="Whether the first line of a CSV file names the columns.")
 ]
@@ -50,6 +50,13 @@ NoiseSeed = Annotated[
     int | None, typer.Option("--noise-seed", metavar="K", help="Seed of label noise, the same for all seeds.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Train on N examples only.")]
+Labels = Annotated[
+    str | None, typer.Option("--labels", metavar="CSV", help="Labels to train with instead: columns id, label.")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help="What examples count: Parquet or CSV of id, weight.")
+]
+Drop = Annotated[str | None, typer.Option("--drop", metavar="FILE", help="Examples to leave out: an id in each line.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Classifier: see `molere models`.")]
 Methods = Annotated[
     list[str] | None,
@@ -72,11 +79,17 @@ Jobs = Annotated[str | None, typer.Option("--jobs", metavar="N", help="Runs side
 Tune = Annotated[
     int | None, typer.Option("--tune", metavar="N", help="First tune each method on validation data, by N trials.")
 ]
+Track = Annotated[
+    str | None, typer.Option("--track", metavar="NAME,...", help="Tell each epoch to tensorboard, wandb or mlflow too.")
+]
 Resume = Annotated[
     str | None, typer.Option("--resume", metavar="auto|PATH|never", help="Go on in the folder, in PATH, or start anew.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print all settings as a settings file, and stop.")]
+Where = Annotated[
+    list[str] | None, typer.Option("--where", metavar="CONDITION", help="Only examples such as label=3; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a traceback with an error.")]

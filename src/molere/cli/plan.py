@@ -10,7 +10,8 @@ from typing import Any, cast  # Any: the flags of a command, as typer hands them
 
 from molere import registry, search, settings
 from molere.config import put, read_overrides, read_yaml, refuse
-from molere.errors import ConfigError, StorageError
+from molere.data.decided import KINDS, digest
+from molere.errors import ConfigError, DataError, StorageError
 from molere.experiment import Experiment, experiment
 from molere.names import pick
 from molere.paths import OWN_ONLY, entry_of, short
@@ -27,9 +28,11 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {"demo": DEMO, "compare": COMPARE
 
 PATHS = {
     "data": "data.name", "root": "data.root", "scenario": "data.scenario", "limit": "data.limit", "model": "model",
+    "labels": "data.labels", "weights": "data.weights", "drop": "data.drop",
     "methods": "methods", "split": "method.holdout.kind", "seeds": "seeds", "epochs": "train.epochs",
     "preset": "preset", "device": "train.device", "out": "out", "jobs": "jobs", "tune": "tune", "resume": "resume",
     **{k: f"data.{k}" for k in (*OWN_ONLY, "on_bad", "image_size", "noise_seed")},
+    "track": "track",
 }  # fmt: skip
 """Option -> key of the settings."""
 
@@ -53,6 +56,14 @@ class Plan:
         return len(self.experiment.methods) * self.experiment.tune
 
 
+def _sealed(e: Experiment) -> Experiment:
+    """The experiment with the digest of its files of corrections; DataError if they have changed or are missing."""
+    found = digest(asdict(e.data))
+    if e.data.corrections not in (None, found):
+        raise DataError("labels, weights or drop have changed since the settings were written; remove data.corrections")
+    return replace(e, data=replace(e.data, corrections=found))
+
+
 def _labelled(e: Experiment) -> dict[str, str]:
     return {label: label for label in e.labels}
 
@@ -67,7 +78,7 @@ def plan(command: str, flags: Mapping[str, Any]) -> Plan:
     if flags.get("split"):
         layers = ({k: v for k, v in layer.items() if k != "method"} for layer in (file, typed))
         _check_split(flags["split"], experiment(DEFAULTS[command], *layers))
-    found = experiment(DEFAULTS[command], file, typed)
+    found = _sealed(experiment(DEFAULTS[command], file, typed))
     if command == "train" and (len(found.methods) > 1 or len(found.seeds) > 1):
         raise ConfigError("train runs one method on one seed (--method NAME --seed K); `molere compare` runs several")
     default = experiment(DEFAULTS[command], {"data": {"name": found.data.name, "scenario": found.scenario}})
@@ -108,7 +119,7 @@ def _value(option: str, value: object) -> object:
         raise ConfigError("--seed and --seeds are given together; keep one")
     if option == "test":
         return read_tests(cast(list[str], value))
-    if option in ("features", "drop") and isinstance(value, str):
+    if option in ("features", "drop_columns") and isinstance(value, str):
         return [name.strip() for name in value.split(",")]
     if option == "jobs" and isinstance(value, str) and value.isdecimal():
         return int(value)
@@ -172,12 +183,20 @@ def described(p: Plan) -> dict[str, object]:
     """The plan as plain data, for --dry-run."""
     e = p.experiment
     recipe = {"epochs": "the data's own", **e.train}
+    files = {kind: path for kind in KINDS if (path := getattr(e.data, kind)) is not None}
     return {
         "command": p.command,
         "methods": e.labels,
         "seeds": list(e.seeds),
         "runs": p.runs,
-        "data": {"name": e.data.name, "scenario": e.scenario, "root": e.data.root, "limit": e.data.limit, **_own(e)},
+        "data": {
+            "name": e.data.name,
+            "scenario": e.scenario,
+            "root": e.data.root,
+            "limit": e.data.limit,
+            **_own(e),
+            **files,
+        },
         "model": e.model or _entry(e).model,
         "train": recipe,
         **({"tune": search.described(_labelled(e), e.train, e.tune)} if e.tune else {}),

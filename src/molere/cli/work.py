@@ -64,12 +64,14 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
             seed=e.seeds[0],
             out=plan.folder,
             resume="never" if e.resume == "never" else "auto",
+            track=e.track,
             observers=(lambda event: _observe(meter, event),),
         ).as_dict()
     if as_json:
         console.result(json.dumps(finite({**result, "folder": str(plan.folder)})))
     else:
-        console.result(f"{summary(result)}\n{plan.folder}")
+        page = plan.folder / "report.html"
+        console.result(f"{summary(result)}\n{page if page.exists() else plan.folder}")
     return 0
 
 
@@ -100,6 +102,7 @@ def compare(plan: Plan, console: Console, as_json: bool, command: str) -> int:
             jobs=e.jobs,
             resume=e.resume != "never",
             tune=e.tune,
+            track=e.track,
             progress=lambda news: _progress(meter, news),
             command=command,
         )

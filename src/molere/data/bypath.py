@@ -25,7 +25,7 @@ def load_path(name: str, **given: Any) -> Data:
     return load_images(a) if _holds_files(a) else load_rows(a)
 
 
-COLUMNS = ("label", "group", "image", "text", "id", "split_column", "features", "drop")
+COLUMNS = ("label", "group", "image", "text", "id", "split_column", "features", "drop_columns")
 
 
 def _check_columns(a: Asked) -> None:

@@ -33,18 +33,23 @@ def from_arrays(
     name: str = "arrays",
     model: str | None = None,
     recipe: Mapping[str, object] | None = None,
+    class_names: Sequence[str] = (),
+    texts: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Data:
     """Data of tensors or numpy arrays: what `TensorPool` takes, for training and for the test.
 
     `select` is a pair (x, y) to pick the best update by, or the share of x, y that is kept apart for that.
-    ids are the positions in x unless given.
+    ids are the positions in x unless given. class_names, and texts (what each of x reads), are shown in reports.
     """
     more = [select[1]] if isinstance(select, tuple) else []
     classes = _classes(y, y_test, *more) if num_classes is None else num_classes
     pixels: dict[str, Any] = {"mean": mean, "std": std, "augment": augment}  # Any: settings of TensorPool
     pool = TensorPool(x, y, group=group, clean_y=clean_y, ids=ids, num_classes=classes, **pixels)
     pool.ids = np.arange(len(pool)) if pool.ids is None else pool.ids
+    if texts is not None and len(texts) != len(pool):
+        raise DataError(f"x has {len(pool)} examples but there are {len(texts)} texts; pass one for each")
+    read = None if texts is None else dict(zip(cast(list[Any], pool.ids.tolist()), texts, strict=True))
     test = TensorPool(x_test, y_test, group=test_group, num_classes=classes, **pixels)
     if isinstance(select, tuple):
         train, selection = pool, TensorPool(*select, num_classes=classes, **pixels)
@@ -61,6 +66,8 @@ def from_arrays(
         headline=("accuracy",) if test.group is None else ("worst_group", "accuracy"),
         default_model=model or ("cnn" if len(pool.shape) == 3 else "mlp"),
         recipe=dict(recipe or {}),
+        class_names=tuple(class_names),
+        texts=read,
     )
 
 

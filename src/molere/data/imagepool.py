@@ -49,6 +49,7 @@ class ImagePool:
         self.y, self.num_classes = labelled(y, num_classes, len(files))
         self.group, self.clean_y, self.ids = columns(group, clean_y, ids, self.num_classes, len(files))
         self.flip_probability = flip_probability
+        self.weight: Tensor | None = None
         one = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         self._scale, self._shift = normalisation(one, mean, std)
         self._settings = repr((self.num_classes, size, mean, std, augment, crop_padding))
@@ -83,7 +84,7 @@ class ImagePool:
     def to(self, device: Device) -> "ImagePool":
         """The same pool with batches delivered on a device; the files stay where they are."""
         moved = copy.copy(self)
-        for name in ("y", "group", "clean_y", "_scale", "_shift"):
+        for name in ("y", "group", "clean_y", "weight", "_scale", "_shift"):
             column = cast(Tensor | None, getattr(self, name))
             setattr(moved, name, None if column is None else column.to(device))
         return moved
@@ -94,6 +95,7 @@ class ImagePool:
             names = hashlib.sha256("\n".join(self.files.paths.tolist()).encode()).hexdigest()
             some = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64)
             raw = [hashlib.sha256(self.files.bytes(int(row))).hexdigest() for row in some]
-            columns = (self.files.turned, self.files.patch, self.y, self.group)
+            given = () if self.weight is None else (self.weight,)
+            columns = (self.files.turned, self.files.patch, self.y, self.group, *given)
             self._fingerprint = content_hash(columns, repr((self._settings, names, raw)))
         return self._fingerprint

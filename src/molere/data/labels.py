@@ -114,3 +114,16 @@ def checked_flips(flips: Float[Tensor, " q"] | None, length: int) -> Float[Tenso
     if flips is not None and len(flips) != length:
         raise DataError(f"x has {length} examples but there are {len(flips)} flip probabilities; pass one per example")
     return flips
+
+
+def checked_weights(weight: Array | None, length: int) -> Float[Tensor, " n"] | None:
+    """Weights as float32 [length]; DataError unless they are finite, at least 0, and not all 0."""
+    if weight is None:
+        return None
+    raw = as_tensor(weight, "weights").to(torch.float32)
+    if raw.ndim != 1 or len(raw) != length:
+        raise DataError(f"x has {length} examples but the weights have shape {list(raw.shape)}; pass one per example")
+    _refuse(raw, ~(raw.isfinite() & (raw >= 0)), "weight", "not a number of at least 0; mend it")
+    if not bool((raw > 0).any()):
+        raise DataError("all weights are 0, so nothing would be learned; give some examples a weight above 0")
+    return raw

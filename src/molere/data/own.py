@@ -45,7 +45,7 @@ class Asked:
     id: str | None = None
     split_column: str | None = None
     features: Sequence[str] | None = None
-    drop: Sequence[str] | None = None
+    drop_columns: Sequence[str] | None = None
     header: bool = True
     scale: bool = True
     text_as: str = "tfidf"

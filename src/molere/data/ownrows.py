@@ -143,7 +143,7 @@ def _numbers(train: Rows, main: Read, a: Asked) -> tuple[Numbers, dict[str, Any]
         texts = fit_texts(texts_of(train, column), a.text_as, a.dimensions)
         return (lambda rows: texts(texts_of(rows, column))), {}
     if hasattr(content, "column_names"):
-        return Features(train, a.features, a.drop, a.scale), {}
+        return Features(train, a.features, a.drop_columns, a.scale), {}
     if not isinstance(content, np.ndarray):
         sparse = fit_sparse(content, a.dimensions)
         return (lambda rows: sparse(rows.content)), {}

@@ -20,7 +20,15 @@ from torch.utils.data import Dataset
 
 from molere.data.augment import augmented, check_augmentation, normalisation
 from molere.data.items import fetch, labels_of
-from molere.data.labels import Array, checked_flips, checked_inputs, columns, count_classes, labelled
+from molere.data.labels import (
+    Array,
+    checked_flips,
+    checked_inputs,
+    checked_weights,
+    columns,
+    count_classes,
+    labelled,
+)
 from molere.errors import DataError
 
 Device = torch.device | str
@@ -75,8 +83,9 @@ class TensorPool:
     uint8 x [N, C, H, W] (or [N, H, W]) are images: batches are float32, (x / 255 - mean) / std per channel.
     Other numbers are used as they are: floats as float32, integers (token ids) as int64. `augment` names
     what a generator given to `batch` does. `ids` is the user's own id column, `flip_probability` [N] the one with which
-    known noise was to change a label. Raises DataError, naming position and value, for labels that are no class
-    index, unequal lengths and inputs that are not finite.
+    known noise was to change a label; `weight` is what each example counts in training, relative to the mean and
+    whatever the method. Raises DataError, naming position and value, for labels that are no class index, unequal
+    lengths and inputs that are not finite.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class TensorPool:
         num_classes: int | None = None,
         ids: Array | None = None,
         flip_probability: Float[Tensor, " n"] | None = None,
+        weight: Array | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         augment: str = "none",
@@ -98,6 +108,7 @@ class TensorPool:
         self.y, self.num_classes = labelled(y, num_classes, len(self.x))
         self.group, self.clean_y, self.ids = columns(group, clean_y, ids, self.num_classes, len(self.x))
         self.flip_probability = checked_flips(flip_probability, len(self.x))
+        self.weight = checked_weights(weight, len(self.x))
         self.augment, self.crop_padding = augment, crop_padding
         self.mean, self.std = _numbers(mean), _numbers(std)
         self._scale, self._shift = normalisation(self.x, self.mean, self.std)
@@ -131,7 +142,7 @@ class TensorPool:
         at = index.to(self.x.device)
         ids = None if self.ids is None else self.ids[at.numpy(force=True)]
         flips = None if self.flip_probability is None else self.flip_probability[at.cpu()]
-        return self._with(self.x[at], self.y[at], _at(self.group, at), _at(self.clean_y, at), ids, flips)
+        return self._with(self.x[at], self.y[at], _at(self.group, at), _at(self.clean_y, at), ids, flips, at)
 
     def to(self, device: Device) -> "TensorPool":
         if torch.device(device) == self.x.device:
@@ -145,7 +156,8 @@ class TensorPool:
     def fingerprint(self) -> str:
         if self._fingerprint is None:
             settings = (self.num_classes, self.mean, self.std, self.augment, self.crop_padding)
-            self._fingerprint = content_hash((self.x, self.y, self.group), repr(settings))
+            given = () if self.weight is None else (self.weight,)
+            self._fingerprint = content_hash((self.x, self.y, self.group, *given), repr(settings))
         return self._fingerprint
 
     def _with(
@@ -156,10 +168,19 @@ class TensorPool:
         clean_y: Int[Tensor, " n"] | None,
         ids: npt.NDArray[np.generic] | None,
         flips: Float[Tensor, " n"] | None,
+        at: Int[Tensor, " n"] | None = None,
     ) -> "TensorPool":
         names = ("num_classes", "mean", "std", "augment", "crop_padding")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}  # Any: five unlike types
-        return TensorPool(x, y, group=group, clean_y=clean_y, ids=ids, flip_probability=flips, **settings)
+        weight = None if self.weight is None else (self.weight if at is None else self.weight[at]).to(x.device)
+        known: dict[str, Any] = {
+            "group": group,
+            "clean_y": clean_y,
+            "ids": ids,
+            "flip_probability": flips,
+            "weight": weight,
+        }
+        return TensorPool(x, y, **known, **settings)
 
 
 class DatasetPool:
@@ -180,11 +201,13 @@ class DatasetPool:
         clean_y: Array | None = None,
         num_classes: int | None = None,
         ids: Array | None = None,
+        weight: Array | None = None,
     ) -> None:
         self.dataset = dataset
         length = len(cast(Sized, dataset))
         self.y, self.num_classes = labelled(labels_of(dataset) if y is None else y, num_classes, length)
         self.group, self.clean_y, self.ids = columns(group, clean_y, ids, self.num_classes, length)
+        self.weight = checked_weights(weight, length)
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -207,6 +230,7 @@ class DatasetPool:
         moved.y = self.y.to(device)
         moved.group = None if self.group is None else self.group.to(device)
         moved.clean_y = None if self.clean_y is None else self.clean_y.to(device)
+        moved.weight = None if self.weight is None else self.weight.to(device)
         return moved
 
     def fingerprint(self) -> str:
@@ -214,7 +238,8 @@ class DatasetPool:
         if self._fingerprint is None:
             some = torch.linspace(0, len(self) - 1, min(len(self), 64)).long()
             x = fetch(self.dataset, cast(list[int], some.tolist()), 0)
-            self._fingerprint = content_hash((x, self.y, self.group), repr((self.num_classes, len(self))))
+            given = () if self.weight is None else (self.weight,)
+            self._fingerprint = content_hash((x, self.y, self.group, *given), repr((self.num_classes, len(self))))
         return self._fingerprint
 
 
@@ -235,6 +260,8 @@ class Data:
     """By test: the classes among which its answers are looked for; all of them where it is not named."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, in order, where they are known."""
+    texts: Mapping[Any, str] | None = None
+    """What an example reads, by its id; for people to look at."""
 
     def __post_init__(self) -> None:
         count_classes(self.train.y, None)

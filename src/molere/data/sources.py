@@ -10,7 +10,9 @@ from torch import Tensor
 
 from molere.corruption import Scenario, canonical, scenario_of, scenarios
 from molere.data.bypath import load_path
+from molere.data.corrections import corrected
 from molere.data.corrupt import stratified_split, stratified_subset
+from molere.data.decided import digest
 from molere.data.embedded import digits
 from molere.data.files import read
 from molere.data.given import check_request, from_arrays, from_datasets
@@ -19,6 +21,7 @@ from molere.data.named.catalog import IMAGE_SETS, image_data, variant_of
 from molere.data.named.cifars import HUMAN, check_right, cifar10_1, human_labels
 from molere.data.pool import Data, TensorPool
 from molere.data.scenarios import Part, corrupted, in_both_groups, shifted
+from molere.errors import DataError
 from molere.fields import refuse, unknown_key
 from molere.names import pick
 from molere.paths import OWN_ONLY, is_own, mistakes
@@ -56,6 +59,10 @@ def load(
     noise_seed: int | None = None,
     image_size: int | None = None,
     on_bad: str | None = None,
+    labels: str | Path | None = None,
+    weights: str | Path | None = None,
+    drop: str | Path | None = None,
+    corrections: str | None = None,
     **own: Any,  # settings of one's own data
 ) -> Data:
     """A named data set under a scenario, or one's own by path, as pools.
@@ -67,14 +74,37 @@ def load(
     `limit`: a stratified subset of the training images, counted before a long tail thins them. `select`: the
     share of the official training images kept apart to pick the best update (with a limit at most 1,000
     images; for digits its 197 spare ones; 0: none). Pools carry positions in the source as ids, true labels
-    and flip probabilities where noise was added, groups where images were rotated. Raises ConfigError for
-    unknown names, DataError for missing files.
+    and flip probabilities where noise was added, groups where images were rotated. `labels`, `weights`, `drop`: files
+    of corrections, see `molere.data.corrections`; `corrections`: what `digest` of them has to be. Raises ConfigError
+    for unknown names, DataError for missing files.
     """
+    files = {"labels": labels, "weights": weights, "drop": drop}
+    if corrections is not None and digest(files) != corrections:
+        raise DataError("labels, weights or drop have changed since this was begun; give them back, or begin anew")
+    common = {"scenario": scenario, "limit": limit, "seed": seed, "select": select}
     if is_own(name):
-        common = {"root": root, "scenario": scenario, "limit": limit, "seed": seed, "select": select}
-        return load_path(name, **common, noise_seed=noise_seed, image_size=image_size, on_bad=on_bad, **own)
-    refuse([unknown_key("data", key, (*OWN_ONLY, "root")) for key in own if key not in OWN_ONLY])
-    refuse(mistakes({"name": name, **own}))
+        read = {"noise_seed": noise_seed, "image_size": image_size, "on_bad": on_bad, **own}
+        data = load_path(name, root=root, **common, **read)
+    else:
+        refuse([unknown_key("data", key, (*OWN_ONLY, "root")) for key in own if key not in OWN_ONLY])
+        refuse(mistakes({"name": name, **own}))
+        files_read = {"noise_seed": noise_seed, "image_size": image_size, "on_bad": on_bad}
+        data = _named(name, root, scenario, limit, seed, select, **files_read)
+    return corrected(data, **files) if any(files.values()) else data
+
+
+def _named(
+    name: str,
+    root: str | Path | None,
+    scenario: str | None,
+    limit: int | None,
+    seed: int,
+    select: float,
+    *,
+    noise_seed: int | None,
+    image_size: int | None,
+    on_bad: str | None,
+) -> Data:
     if name in IMAGE_SETS:
         return image_data(
             name, root, scenario, limit, seed, select, noise_seed=noise_seed, image_size=image_size, on_bad=on_bad

@@ -79,7 +79,7 @@ def _columns(rows: Rows, features: Sequence[str] | None, drop: Sequence[str] | N
     """The chosen columns by kind; what holds nothing at all is left out."""
     types, table = importlib.import_module("pyarrow").types, rows.content
     has: list[str] = table.column_names
-    left = {column_of(has, name, rows.where, "--drop") for name in drop or ()}
+    left = {column_of(has, name, rows.where, "--drop-columns") for name in drop or ()}
     chosen = [column_of(has, name, rows.where, "feature") for name in features or has if name not in left]
     found: dict[str, list[str]] = {"numbers": [], "names": [], "lists": []}
     for name in chosen:
@@ -100,7 +100,7 @@ def _kind(types: Any, kind: Any, name: str, where: str) -> str:
         return "names"
     if types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind) or types.is_nested(kind):
         raise DataError(
-            f"{where}: column '{name}' holds {kind}; leave it out with --drop {name}, or name it by --image"
+            f"{where}: column '{name}' holds {kind}; leave it out with --drop-columns {name}, or name it by --image"
         )
     return "numbers"
 
@@ -156,7 +156,9 @@ def _names(rows: Rows, columns: Sequence[str]) -> npt.NDArray[np.object_]:
 def _column(rows: Rows, name: str) -> Any:
     """The column of that name; DataError where a test file lacks it."""
     if name not in rows.content.column_names:
-        raise DataError(f"{rows.where} lacks the column '{name}' that the training data have; add it, or --drop {name}")
+        raise DataError(
+            f"{rows.where} lacks the column '{name}' that the training data have; add it, or --drop-columns {name}"
+        )
     column, types = rows.content[name], importlib.import_module("pyarrow").types
     return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
 

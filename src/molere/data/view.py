@@ -18,6 +18,8 @@ class PoolView:
         self.group = None if pool.group is None else pool.group[index]
         self.clean_y = None if pool.clean_y is None else pool.clean_y[index]
         self.ids = None if pool.ids is None else pool.ids[index.cpu().numpy()]
+        given: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
+        self.weight = None if given is None else given[index]
         self.num_classes = pool.num_classes
 
     def __len__(self) -> int:

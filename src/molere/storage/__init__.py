@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from molere.storage.machine import PeakMemory, environment
     from molere.storage.nested import flatten, unflatten
     from molere.storage.runfolder import RunFolder
-    from molere.storage.samples import read_samples, write_samples
+    from molere.storage.samples import read_samples, write_samples, write_table
 
 __all__ = [
     "ContentCache",
@@ -35,6 +35,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_samples",
+    "write_table",
     "write_yaml",
 ]
 
@@ -47,7 +48,7 @@ _MODULES = {
     "machine": ("PeakMemory", "environment"),
     "nested": ("flatten", "unflatten"),
     "runfolder": ("RunFolder",),
-    "samples": ("read_samples", "write_samples"),
+    "samples": ("read_samples", "write_samples", "write_table"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

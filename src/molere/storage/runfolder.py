@@ -1,6 +1,7 @@
 """The folder of one run: who may write to it, and the files in it.
 
-config.yaml env.json status.json metrics.csv log.jsonl samples.parquet result.json checkpoints/ LOCK DONE
+config.yaml env.json status.json metrics.csv log.jsonl result.json checkpoints/ LOCK DONE
+samples.parquet predictions.parquet out_of_fold.parquet
 """
 
 import contextlib
@@ -113,7 +114,8 @@ class RunFolder:
 
     def start_over(self) -> None:
         """Remove the marker, the metrics, the log and the checkpoints of an earlier run."""
-        for name in ("DONE", "metrics.csv", "log.jsonl", "samples.parquet", "result.json"):
+        tables = ("samples.parquet", "predictions.parquet", "out_of_fold.parquet")
+        for name in ("DONE", "metrics.csv", "log.jsonl", *tables, "result.json"):
             (self.path / name).unlink(missing_ok=True)
         self.metrics.truncate_to(0)
         checkpoint.remove_all(self.checkpoints)

@@ -1,4 +1,4 @@
-"""`samples.parquet`: one row per example of the pool, sorted by `sample_id`."""
+"""Tables of examples as Parquet files; `samples.parquet` has one row per example of the pool, sorted by `sample_id`."""
 
 import importlib
 import io
@@ -31,20 +31,25 @@ def write_samples(path: Path, columns: Mapping[str, Column]) -> None:
     ids = arrays["sample_id"][order]
     if (ids[1:] == ids[:-1]).any():
         raise ValueError("samples need each sample_id once")
+    write_table(path, {name: a[order] for name, a in arrays.items()})
+
+
+def write_table(path: Path, columns: Mapping[str, Column]) -> None:
+    """Replace a Parquet file (zstd) by columns of equal length, rows as they come; equal columns give equal bytes."""
     arrow, parquet = _arrow()
-    table = arrow.table({name: arrow.array(a[order]) for name, a in arrays.items()})
+    table = arrow.table({name: arrow.array(_array(column)) for name, column in columns.items()})
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     files.write_bytes(path, buffer.getvalue())
 
 
 def read_samples(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The columns of a samples file; StorageError when it is missing or damaged."""
+    """The columns of a table of examples; StorageError when it is missing or damaged."""
     arrow, parquet = _arrow()
     try:
         table = parquet.read_table(io.BytesIO(path.read_bytes()), page_checksum_verification=True)
     except (OSError, arrow.ArrowException) as error:
-        raise StorageError(f"{path} cannot be read as samples: {str(error).splitlines()[0]}") from error
+        raise StorageError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
     return {name: table[name].to_numpy() for name in table.column_names}
 
 

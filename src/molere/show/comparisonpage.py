@@ -1,0 +1,294 @@
+"""The report of a comparison: verdict, tables, figures, examples of its best method, runs, settings."""
+
+import contextlib
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any  # Any: JSON
+
+from molere import wording
+from molere.errors import StorageError
+from molere.ledger import folder_name
+from molere.report import COLUMNS, COSTS, About, logged_rows, metric_words
+from molere.show import clouds, curves, gains, things
+from molere.show.page import Cell, Code, Grid, Page, Section, number
+from molere.show.records import Record, of_folder, part
+from molere.show.runpage import confidence, of_examples
+from molere.show.style import Picture
+from molere.storage import files
+from molere.table import SELECTIONS, Metric, Selection, Table, tabulate
+from molere.tuning import Chosen
+from molere.wording import TITLES
+
+MOST_CURVES = 7
+"""Methods that one figure shows lines of."""
+MOST_RUNS = 2000
+"""Rows of the table of single runs."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison as stored."""
+
+    table: Table
+    about: About
+    results: Sequence[Mapping[str, Any]]
+    folder: Path | None = None
+
+    def record(self, label: str, seed: int, *, samples: bool = True) -> Record | None:
+        """One of its runs, if it was kept."""
+        if self.folder is None:
+            return None
+        with contextlib.suppress(StorageError):
+            return of_folder(self.folder / "runs" / folder_name(label) / f"seed-{seed}", samples=samples)
+        return None
+
+    def histories(self, labels: Sequence[str]) -> dict[str, list[Any]]:
+        """The rows of metrics.csv of the runs of some methods."""
+        runs = {label: [self.record(label, seed, samples=False) for seed in self.table.seeds] for label in labels}
+        return {label: [r.history for r in found if r is not None] for label, found in runs.items() if any(found)}
+
+
+def of_comparison(folder: Path) -> Compared:
+    """The comparison in a folder, finished or not; StorageError where there is none, or no run of it has ended."""
+    if (folder / "table.json").is_file():
+        stored: Mapping[str, Any] = files.read_json(folder / "table.json")
+        about = dict(stored["about"])
+        about["tuning"] = tuple(Chosen(**c) for c in about.get("tuning") or ())
+        missing = {(m["label"], int(m["seed"])): m["reason"] for m in stored.get("missing") or ()}
+        results = stored["results"]
+        table = tabulate(
+            results,
+            labels=stored["methods"],
+            seeds=stored["seeds"],
+            baseline=stored["baseline"],
+            headline=stored["headline"],
+            failures=missing,
+        )
+        return Compared(table, About(**about), results, folder)
+    results = [files.read_json(path) for path in sorted(folder.glob("runs/*/seed-*/result.json"))]
+    if not results:
+        raise StorageError(f"{folder} holds no comparison with a finished run; give the folder of one")
+    return Compared(tabulate(results), About(title=f"{results[0]['data']}, not finished"), results, folder)
+
+
+def page(c: Compared) -> Page:
+    """All sections, those that have something to show."""
+    t, about = c.table, c.about
+    return Page(
+        kind="Comparison",
+        title=about.title,
+        verdict=wording.verdicts(t),
+        facts=_facts(c),
+        date=about.date,
+        sections=[
+            *(_tables(t, selection) for selection in SELECTIONS),
+            Section("Cost", words=[_cost_words(t)], tables=[_costs(t)]),
+            Section("Figures", figures=figures(c)),
+            _examples(c),
+            Section("Other metrics", tables=_others(t)),
+            Section("Logged along the way", tables=_logged(t)),
+            Section("Tuning", tables=_tuning(about)),
+            Section("Runs", words=wording.missing(t), tables=[_runs(c)]),
+            Section("Settings and environment", code=_settings(c)),
+        ],
+    )
+
+
+def _facts(c: Compared) -> list[tuple[str, str]]:
+    t, about = c.table, c.about
+    facts = [("Baseline", t.baseline), ("Methods", str(len(t.labels))), ("Seeds", ", ".join(map(str, t.seeds)))]
+    facts += [("Date", about.date), ("Machine", about.machine)]
+    facts += [("Runs side by side", str(about.jobs))] if about.jobs > 1 else []
+    return [(name, text) for name, text in facts if text]
+
+
+def _tables(t: Table, selection: Selection) -> Section:
+    title = TITLES[selection].removeprefix("at ").capitalize()
+    grids = [metric_grid(t, metric, selection) for metric in t.headline]
+    return Section(
+        title, words=[f"{wording.meaning(t)} {wording.budgets(t)}"] if selection == "last" else (), tables=grids
+    )
+
+
+def metric_grid(t: Table, metric: str, selection: Selection) -> Grid:
+    """One metric of all methods: value, difference, p, wins; better and worse are marked."""
+    column = t.column(metric, selection)
+    words = metric_words(t, column[0].metric)
+    rows = list[list[Cell]]()
+    for cell in column:
+        pair, scale = cell.paired, cell.metric.scale
+        keys = [
+            scale * cell.mean.mean,
+            pair and scale * pair.difference,
+            pair and pair.relative,
+            cell.p,
+            pair and pair.wins,
+        ]
+        mark = cell.verdict if cell.verdict in ("better", "worse") else ""
+        shown = [Cell(show(cell), _key(key)) for (_, show), key in zip(COLUMNS, keys, strict=True)]
+        shown[1] = Cell(shown[1].text, shown[1].key, mark)
+        rows.append([Cell(wording.name_of(cell, t)), *shown])
+    return Grid(f"{metric}, {TITLES[selection]}", ["method", *(h.format(**words) for h, _ in COLUMNS)], rows)
+
+
+def _key(value: float | int | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _cost_words(t: Table) -> str:
+    return (
+        f"Means over common seeds, as multiples of {t.baseline}'s. A pass is a forward of a sample, a backward "
+        "counts as two. Scouts, trained beforehand to find hard examples, stand apart."
+    )
+
+
+def _costs(t: Table) -> Grid:
+    heads = ["method", *(h.format(baseline=t.baseline) for h, _ in COSTS)]
+    keys = ("seconds", "seconds_ratio", "passes_ratio", "memory_ratio", "scout_seconds_ratio", "scout_passes_ratio")
+    rows = [
+        [Cell(c.label), *(_cost(show(c), getattr(c, key), key) for (_, show), key in zip(COSTS, keys, strict=True))]
+        for c in t.costs
+    ]
+    return Grid("Cost", heads, rows)
+
+
+def _cost(text: str, value: float, name: str) -> Cell:
+    """A cost, or nothing where there were no scouts."""
+    return Cell("") if name.startswith("scout") and not value > 0 else Cell(text, _key(value))
+
+
+def some(t: Table) -> list[str]:
+    """The baseline and the methods worth a line of their own: the best by the first headline metric, as many as fit."""
+    cells = [c for c in t.column(t.headline[0], "last") if c.paired is not None and not math.isnan(c.gain)]
+    best = [c.label for c in sorted(cells, key=lambda c: -c.gain)]
+    named = [label for label in ("molere", "lrwopt") if label in best]
+    wanted = list(dict.fromkeys([*best[: MOST_CURVES - 1 - len(named)], *named]))
+    return [t.baseline, *(label for label in t.labels if label in wanted)]
+
+
+def leading(t: Table) -> str:
+    """The method whose examples are shown: the best one that is not the baseline."""
+    cells = [c for c in t.column(t.headline[0], "last") if c.paired is not None and not math.isnan(c.gain)]
+    return max(cells, key=lambda c: c.gain).label if cells else t.baseline
+
+
+def figures(c: Compared) -> list[Picture]:
+    """Every figure that there are numbers for."""
+    t = c.table
+    found: list[Picture | None] = []
+    if t.tested:
+        found += [gains.gains(t, metric) for metric in t.headline]
+        found += [gains.cost_against_gain(t, metric) for metric in t.headline[:2]]
+    found.append(gains.groups(t))
+    labels = some(t)
+    histories = c.histories(labels)
+    found += [curves.learning(histories, column, t.baseline) for column in ("train_loss", "select_accuracy")]
+    found += [_calibration(c, labels), *_of_weights(c)]
+    return [picture for picture in found if picture is not None]
+
+
+def _calibration(c: Compared, labels: Sequence[str]) -> Picture | None:
+    records = {label: c.record(label, c.table.seeds[0]) for label in labels}
+    found = {label: confidence(r.test()) for label, r in records.items() if r is not None}
+    return clouds.calibration(found, c.table.baseline)
+
+
+def _of_weights(c: Compared) -> list[Picture | None]:
+    """What the best method with weights of its own did to the examples; and the learned split, where there is one."""
+    t = c.table
+    cells = [x for x in t.column(t.headline[0], "last") if x.paired is not None and not math.isnan(x.gain)]
+    by_gain = [x.label for x in sorted(cells, key=lambda x: -x.gain)]
+    weighted = next((label for label in by_gain if _weighs(t, label)), None)
+    split = next((label for label in by_gain if "split_churn" in t.logged.get(label, {})), None)
+    out = list[Picture | None]()
+    if weighted and (r := c.record(weighted, t.seeds[0])) is not None:
+        found = curves.weights(r.history), *(clouds.weight_against(r.samples, x) for x in ("loss", "margin"))
+        out += [p and p.of(weighted) for p in found]
+    if split and (r := c.record(split, t.seeds[0])) is not None:
+        out += [
+            p and p.of(split)
+            for p in (curves.churn(r.history), clouds.label_balance(r.samples, r.shown.get("class_names") or ()))
+        ]
+    return out
+
+
+def _weighs(t: Table, label: str) -> bool:
+    size = t.logged.get(label, {}).get("effective_sample_size")
+    return size is not None and abs(size.mean - 1) > 1e-4
+
+
+def _examples(c: Compared) -> Section:
+    label = leading(c.table)
+    record = c.record(label, c.table.seeds[0])
+    found = [] if record is None else things.lists(record.samples, record.shown)
+    if record is None or not found:
+        return Section("Examples")
+    words = [f"Training examples as {label} left them, seed {c.table.seeds[0]}; each run has its own samples.parquet."]
+    return Section("Examples", words=[*words, *of_examples(record.samples)], lists=found)
+
+
+def _others(t: Table) -> list[Grid]:
+    names = [m for m in t.metrics if m not in t.headline]
+    if not names:
+        return []
+    columns = [t.column(m, "last") for m in names]
+    heads = ["method", *(f"{m}, %" if Metric(m).unit else m for m in names)]
+    rows = [
+        [Cell(label), *(Cell(wording.value(col[i]), _key(col[i].metric.scale * col[i].mean.mean)) for col in columns)]
+        for i, label in enumerate(t.labels)
+    ]
+    return [Grid("Other metrics, at the last update", heads, rows)]
+
+
+def _logged(t: Table) -> list[Grid]:
+    heads, rows = logged_rows(t)
+    if len(heads) < 2:
+        return []
+    return [Grid("Means over epochs, then over seeds", heads, [[Cell(x) for x in row] for row in rows])]
+
+
+def _tuning(about: About) -> list[Grid]:
+    heads = ["method", "chosen", "selection accuracy, %", "trials", "seconds"]
+    rows = [
+        [Cell(c.label), Cell(c.words), number(100 * c.accuracy), number(c.trials, 0), number(c.seconds, 1)]
+        for c in about.tuning
+    ]
+    return [Grid("Random search on selection data, before the comparison", heads, rows)] if rows else []
+
+
+def _runs(c: Compared) -> Grid:
+    t = c.table
+    heads = ["run", "seed", *(f"{m}{', %' if Metric(m).unit else ''}" for m in t.headline), "best epoch", "seconds"]
+    rows = list[list[Cell]]()
+    for r in c.results[:MOST_RUNS]:
+        values = [_scaled(m, part(r, "last").get(m)) for m in t.headline]
+        seconds = part(r, "cost").get("seconds")
+        tail = [number(r.get("best_epoch") or 0, 0), number(math.nan if seconds is None else seconds, 1)]
+        rows.append([Cell(str(r["label"])), number(int(r["seed"]), 0), *values, *tail])
+    return Grid("Every run, at its last update", heads, rows)
+
+
+def _scaled(metric: str, value: float | None) -> Cell:
+    m = Metric(metric)
+    return number(math.nan if value is None else m.scale * value, 2 if m.unit else 4)
+
+
+def _settings(c: Compared) -> list[Code]:
+    place = shlex.quote(str(c.folder)) if c.folder else "FOLDER"
+    command = c.about.command or f"molere resume {place}"
+    code = [Code("Commands to reproduce", f"{command}\nmolere report {place}")]
+    if c.folder is None:
+        return code
+    if (c.folder / "config.yaml").is_file():
+        code.append(Code("Settings file", (c.folder / "config.yaml").read_text("utf-8")))
+    first = c.record(c.table.baseline, c.table.seeds[0], samples=False)
+    if first is not None:
+        made = json.dumps(first.result.get("settings") or {}, indent=2, ensure_ascii=False)
+        code.append(Code(f"What decides the result of {first.label}, seed {first.seed}", made))
+        if first.environment:
+            code.append(Code("Environment", json.dumps(first.environment, indent=2, ensure_ascii=False)))
+    return code
