@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # imports nothing of ours, unless it is listed here itself.
 ORDER = [
     "errors",
+    "signals",
     "rng",
     "registry",
     "names",
@@ -57,6 +58,7 @@ ORDER = [
     "passes",
     "notes",
     "result",
+    "guard",
     "method",
     "learned",
     "fullbatch",
@@ -72,8 +74,9 @@ ORDER = [
     "storage.machine",
     "storage.samples",
     "storage.checkpoint",
-    "storage.cache",
+    "storage.writer",
     "storage.runfolder",
+    "storage.cache",
     "storage",
     "training",
     "doctor",

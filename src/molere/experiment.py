@@ -58,6 +58,8 @@ class Experiment:
     """Runs side by side."""
     tune: Annotated[int, Ge(0)] = 0
     """Trials of a random search on validation data, for every method; 0: no tuning."""
+    force: bool = False
+    """Go on in the folder although settings or data differ from those of the run in it."""
     resume: str = "auto"
     """auto: go on where the folder stopped; never: start anew; or the folder to go on with."""
 

@@ -18,10 +18,12 @@ from molere.bank import Bank
 from molere.batches import Batches
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, NumericsError, StorageError
+from molere.guard import blame, infinite
 from molere.learner import Learner
 from molere.losses import cross_entropy
 from molere.metagrad import Outputs, gradients
 from molere.models import feature_width
+from molere.networks import is_collapsed
 from molere.notes import Notes
 from molere.optim import Params, make_optimizer
 from molere.passes import Passes, unscaled
@@ -227,6 +229,7 @@ class Run:
         remember: keep what `look_back` needs, until the next update. along: d objective / d logits, to be followed
         instead of that mean; the weights are then only written down.
         """
+        self._check(seen)
         w = None if weights is None else weights.detach()
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
@@ -242,10 +245,27 @@ class Run:
         self.notes.trained(seen.batch.index, w, losses.mean())
         return Taken(seen, w, before, sensitivity, products)
 
+    def trusted(self, weights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Learned weights, or equal ones where they are all 0 or one example holds most; `weights_fallback` counts."""
+        if not is_collapsed(weights):
+            return weights
+        self.notes.logged["weights_fallback"] = self.notes.logged.get("weights_fallback", 0.0) + 1
+        return torch.ones_like(weights.detach())
+
+    def _check(self, seen: Seen) -> None:
+        """NumericsError, with the culprit, for losses that are not finite; on a GPU only where a policy asks."""
+        watched = self.device.type != "cuda" or self.recipe.on_nonfinite != "stop"
+        if watched and not math.isfinite(float(seen.losses.detach().sum())):
+            raise NumericsError(blame(self.learners.values(), self.pool, seen, self.updates))
+
     def _total(self, w: Tensor) -> float:
         total = float(w.abs().sum())
         if not math.isfinite(total):
-            raise NumericsError(f"a weight is not finite at update {self.updates}; lower the weight network's lr")
+            found = ((k, infinite(v)) for k, v in self.learners.items() if k != "classifier")
+            culprit = next((f" ({name} of the {k})" for k, name in found if name is not None), "")
+            raise NumericsError(
+                f"a weight is not finite at update {self.updates}{culprit}; lower the weight network's lr"
+            )
         return total
 
     def virtual(self, batch: Batch, theta: Params, *, stream: int, grad: bool = True) -> Seen:

@@ -71,6 +71,9 @@ class Recipe:
     """Largest norm of the classifier's gradient."""
     eval_every: Annotated[int, Ge(1)] = 1
     """Epochs between evaluations on the selection data."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """When a loss, weight or gradient is NaN or infinite: end the run (the last good checkpoint stays), skip the update
+    (at most ten in a row), or go back to the last good epoch at half the learning rate (at most three times)."""
     save_every: Annotated[int, Ge(1)] | None = None
     """Classifier updates between checkpoints; none: at the ends of epochs, at most every five seconds."""
 

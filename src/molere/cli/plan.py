@@ -28,6 +28,7 @@ PATHS = {
     "data": "data.name", "root": "data.root", "scenario": "data.scenario", "limit": "data.limit", "model": "model",
     "methods": "methods", "split": "method.holdout.kind", "seeds": "seeds", "epochs": "train.epochs",
     "preset": "preset", "device": "train.device", "out": "out", "jobs": "jobs", "tune": "tune", "resume": "resume",
+    "force": "force",
 }  # fmt: skip
 """Option -> key of the settings."""
 

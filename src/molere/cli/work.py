@@ -64,6 +64,7 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
             seed=e.seeds[0],
             out=plan.folder,
             resume="never" if e.resume == "never" else "auto",
+            force=e.force,
             observers=(lambda event: _observe(meter, event),),
         ).as_dict()
     if as_json:
@@ -99,6 +100,7 @@ def compare(plan: Plan, console: Console, as_json: bool, command: str) -> int:
             out=plan.folder,
             jobs=e.jobs,
             resume=e.resume != "never",
+            force=e.force,
             tune=e.tune,
             progress=lambda news: _progress(meter, news),
             command=command,
