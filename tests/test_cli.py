@@ -451,5 +451,6 @@ def test_the_doctor_refuses_what_it_cannot_examine_in_one_line(
 
 
 def test_the_package_runs_as_a_module() -> None:
-    ran = subprocess.run([sys.executable, "-m", "molere", "--version"], capture_output=True, text=True, check=True)
+    call = [sys.executable, "-m", "molere", "--version"]
+    ran = subprocess.run(call, capture_output=True, text=True, check=True, env=environment())
     assert ran.stdout.strip() == __version__

@@ -194,7 +194,8 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path: Path) -
     assert str(told.value) == (
         f"{tmp_path} holds a comparison with other settings: methods (without molere); seeds (without 1); "
         "train.lr (0.1 there, 0.05 here); data.limit (default there, 50 here). "
-        "Give the same ones to continue it, or choose another folder with --out"
+        "Give the same ones to continue it, choose another folder with --out, or mix both with --force "
+        "(runs that have ended keep theirs)"
     )
     assert (tmp_path / "config.yaml").read_text() == before
     assert len(runs()) == 4

@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # imports nothing of ours, unless it is listed here itself.
 ORDER = [
     "errors",
+    "signals",
     "rng",
     "data.named.entries",
     "registry",
@@ -103,6 +104,7 @@ ORDER = [
     "passes",
     "notes",
     "result",
+    "guard",
     "method",
     "learned",
     "fullbatch",
@@ -118,8 +120,9 @@ ORDER = [
     "storage.machine",
     "storage.samples",
     "storage.checkpoint",
-    "storage.cache",
+    "storage.writer",
     "storage.runfolder",
+    "storage.cache",
     "storage",
     "training",
     "embed",

@@ -112,6 +112,7 @@ def compare(
     out: str | Path | None = None,
     jobs: int | Literal["auto"] = 1,
     resume: bool = True,
+    force: bool = False,
     tune: int = 0,
     track: Sequence[Any] = (),
     progress: Callable[[Progress], None] | None = None,
@@ -126,9 +127,10 @@ def compare(
     comparison, its runs and tables; none: nothing is kept. jobs: runs side by side in processes of their own
     (then everything above must be names and settings); auto: as many as there are cores, one at a time on a
     GPU. resume: go on where a comparison in `out` stopped; its methods and seeds may be added to. False:
-    start anew. tune: trials of a random search for each method before the comparison, on the data of the first
-    seed and judged on selection data; 0: none. track: trackers to be told of each run, by name (tensorboard, wandb,
-    mlflow), or objects. progress: called with news of each run, in this process.
+    start anew. force: go on although settings differ from those in `out`; runs that have ended keep the old ones,
+    and the table mixes both. tune: trials of a random search for each method before the comparison, on the data of
+    the first seed and judged on selection data; 0: none. track: trackers to be told of each run, by name
+    (tensorboard, wandb, mlflow), or objects. progress: called with news of each run, in this process.
     command: what the report names as the way to make it again; none: this call.
 
     Returns:
@@ -146,11 +148,11 @@ def compare(
     with ExitStack() as stack:
         ledger = None if out is None else stack.enter_context(Ledger(Path(out)))
         if ledger is not None:
-            ledger.agree(asked.config(), resume=resume)
+            ledger.agree(asked.config(), resume=resume, force=force)
             cache = ledger.cache
         else:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if count > 1 else None
-        plan = Plan(data, model, recipe, cache, resume, track=tuple(track), **PARTS)
+        plan = Plan(data, model, recipe, cache, resume, force, track=tuple(track), **PARTS)
         tally = _Tally(asked, ledger, progress)
 
         def run(jobs: Sequence[Job], take: Callable[[Progress | Outcome], None]) -> None:
@@ -215,7 +217,7 @@ class _Tally:
     def stop(self, error: BaseException) -> None:
         """The comparison ends here: say why in the folder."""
         interrupted = isinstance(error, KeyboardInterrupt)
-        code = 130 if interrupted else getattr(error, "exit_code", 1)
+        code = getattr(error, "exit_code", 130 if interrupted else 1)
         self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
 
     def close(self, command: str, count: int, report: str) -> Comparison:

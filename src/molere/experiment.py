@@ -117,6 +117,8 @@ class Experiment:
     """Trials of a random search on validation data, for every method; 0: no tuning."""
     track: tuple[str, ...] = ()
     """Trackers that are told the figures of each epoch: tensorboard, wandb, mlflow."""
+    force: bool = False
+    """Go on in the folder although settings or data differ from those of the run in it."""
     resume: str = "auto"
     """auto: go on where the folder stopped; never: start anew; or the folder to go on with."""
 

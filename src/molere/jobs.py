@@ -47,6 +47,7 @@ class Plan:
     recipe: Any = None  # as `fit` takes it
     cache: Path | None = None  # folder; none: in memory
     resume: bool = True
+    force: bool = False
     fit: str = "molere.run:fit"
     load: str = "molere.data.sources:load"
     store: str = "molere.storage:ContentCache"
@@ -131,6 +132,7 @@ class Bench:
                 seed=job.seed,
                 out=job.folder,
                 resume="auto" if self.plan.resume else "never",
+                **({"force": True} if self.plan.force else {}),
                 cache=self._cache,
                 observers=(_observer(job, emit),),
                 label=job.label,

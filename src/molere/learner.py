@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from molere import rng
+from molere.errors import NumericsError
 from molere.optim import Params, Schedule, Sensitivity
 
 PullBack = Callable[[Params], Params]
@@ -59,6 +60,8 @@ class Learner:
         self._stood_still = False
         self._slots = _slots(model, self.params)
         self._before: Params | None = None
+        self.guarded = False
+        """Whether an update along a gradient that is not finite is refused."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The module's output."""
@@ -71,6 +74,7 @@ class Learner:
 
     def step(self, loss: Tensor) -> None:
         """One update of the parameters down a scalar loss."""
+        self._demand(loss, "loss")
         self._clear()
         if self._scaler is None:
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
@@ -86,6 +90,7 @@ class Learner:
         """One update along the sum of several (output, cotangent), each backward before the next is asked for."""
         self._clear()
         for output, cotangent in parts:
+            self._demand(cotangent, "gradient")
             scaled = cotangent if self._scaler is None else self._scaler.scale(cotangent)
             output.backward(scaled)  # pyright: ignore[reportUnknownMemberType]
         self._apply()
@@ -114,9 +119,16 @@ class Learner:
         for p in self._leaves:
             p.grad = None
 
+    def _demand(self, value: Tensor, what: str) -> None:
+        """NumericsError unless what a network beside the classifier learns from is finite; the run watches that one."""
+        if self.name != "classifier" and not bool(torch.isfinite(value).all()):
+            raise NumericsError(f"the {what} of the {self.name} is not finite; lower its lr, or train.lr")
+
     def _apply(self) -> None:
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
+        elif self.guarded:
+            self._check_gradients()
         self._clipped = self._clip(self._leaves)
         if self._scaler is None:
             self.optimizer.step()
@@ -125,6 +137,12 @@ class Learner:
             self._scaler.step(self.optimizer)
             self._scaler.update()
             self._stood_still = self._scaler.get_scale() < before  # gradients overflowed: there was no step
+
+    def _check_gradients(self) -> None:
+        norms = torch._foreach_norm([p.grad for p in self._leaves if p.grad is not None])  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        if not bool(torch.isfinite(torch.stack(norms)).all()):
+            self.stand_still()
+            raise NumericsError(f"the gradient of the {self.name} is not finite; lower train.lr or set train.grad_clip")
 
     def _clip(self, leaves: list[Tensor]) -> tuple[float, float] | None:
         if self.grad_clip is None:

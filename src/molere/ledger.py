@@ -5,6 +5,7 @@ config.yaml status.json table.md table.csv table.json runs/LABEL/seed-K/ tune/LA
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,18 +55,23 @@ class Ledger:
     def _is_comparison(self, names: set[str]) -> bool:
         return (self.path / "runs").is_dir() and ("config.yaml" in names or names == {"runs"})
 
-    def agree(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Write down what is asked for; to continue, it must be what was asked for before.
+    def agree(self, config: Mapping[str, Any], *, resume: bool, force: bool = False) -> None:
+        """Write down what is asked for; to continue, it must be what was asked for before, unless forced.
 
         Methods and seeds may be added. Raises StorageError naming the settings that differ.
         """
         path = self.path / "config.yaml"
         before = read_yaml(path) if resume and path.exists() else None
         differing = [] if before is None else differences(before, config)
-        if differing:
+        if differing and not force:
             raise StorageError(
                 f"{self.path} holds a comparison with other settings: {'; '.join(differing)}. "
-                "Give the same ones to continue it, or choose another folder with --out"
+                "Give the same ones to continue it, choose another folder with --out, or mix both with --force "
+                "(runs that have ended keep theirs)"
+            )
+        if differing:
+            warnings.warn(
+                f"{self.path} mixes settings: {'; '.join(differing)}; runs that have ended keep theirs", stacklevel=3
             )
         (self.path / "runs").mkdir(exist_ok=True)
         files.write_yaml(path, config)

@@ -110,4 +110,4 @@ class MetaWeights(Method[MetaWeightsState], abc.ABC):
             w = self.weights(state.weigher, seen)
             look = run.look_ahead(seen, w, plain=True, batch=val)  # 3
             state.weigher.descend(w, run.weight_gradient(look))  # 4
-        return run.update(seen, self.weights(state.weigher, seen))  # 5
+        return run.update(seen, run.trusted(self.weights(state.weigher, seen)))  # 5

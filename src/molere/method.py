@@ -18,10 +18,12 @@ from molere.bank import Bank
 from molere.batches import Batches
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, NumericsError, StorageError
+from molere.guard import blame, infinite
 from molere.learner import Learner
 from molere.losses import clip_factors, cross_entropy
 from molere.metagrad import Outputs, gradients
 from molere.models import feature_width
+from molere.networks import is_collapsed
 from molere.notes import Notes
 from molere.optim import Params, make_optimizer
 from molere.passes import Passes, unscaled
@@ -232,6 +234,7 @@ class Run:
         instead of that mean; the weights are then only written down. Where the recipe clips losses, the weights of the
         largest are 0, and the others grow in proportion.
         """
+        self._check(seen)
         w, along = self._with_given(seen, None if weights is None else weights.detach(), along)
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
@@ -264,10 +267,27 @@ class Run:
             return w, along
         return factors if w is None else w * factors, None if along is None else along * factors.unsqueeze(1)
 
+    def trusted(self, weights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Learned weights, or equal ones where they are all 0 or one example holds most; `weights_fallback` counts."""
+        if not is_collapsed(weights):
+            return weights
+        self.notes.logged["weights_fallback"] = self.notes.logged.get("weights_fallback", 0.0) + 1
+        return torch.ones_like(weights.detach())
+
+    def _check(self, seen: Seen) -> None:
+        """NumericsError, with the culprit, for losses that are not finite; on a GPU only where a policy asks."""
+        watched = self.device.type != "cuda" or self.recipe.on_nonfinite != "stop"
+        if watched and not math.isfinite(float(seen.losses.detach().sum())):
+            raise NumericsError(blame(self.learners.values(), self.pool, seen, self.updates))
+
     def _total(self, w: Tensor) -> float:
         total = float(w.abs().sum())
         if not math.isfinite(total):
-            raise NumericsError(f"a weight is not finite at update {self.updates}; lower the weight network's lr")
+            found = ((k, infinite(v)) for k, v in self.learners.items() if k != "classifier")
+            culprit = next((f" ({name} of the {k})" for k, name in found if name is not None), "")
+            raise NumericsError(
+                f"a weight is not finite at update {self.updates}{culprit}; lower the weight network's lr"
+            )
         return total
 
     def virtual(self, batch: Batch, theta: Params, *, stream: int, grad: bool = True) -> Seen:

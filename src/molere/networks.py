@@ -31,6 +31,12 @@ def mean_one(weights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return torch.where(weights.detach().sum() < NO_WEIGHT, torch.zeros_like(weights), scaled)
 
 
+def is_collapsed(weights: Float[Tensor, " n"]) -> bool:
+    """Whether a learned weighting has nothing left to train on: a sum of 0, or most of it on one of eight or more."""
+    total, largest = float(weights.detach().sum()), float(weights.detach().max())
+    return total <= NO_WEIGHT or (len(weights) >= 8 and largest > 0.5 * total)
+
+
 def bounded(scores: Float[Tensor, " n"], c: float) -> Float[Tensor, " n"]:
     """w_i = n e_i / sum_j e_j, where e_i = exp(c tanh(s_i - mean s)).
 

@@ -102,6 +102,7 @@ class Schedule:
         self._base = [float(g["lr"]) for g in optimizer.param_groups]
         self._per_epoch = per_epoch
         self._factor, self._torch = _schedule(choice, optimizer, max(1, updates), dict(settings or {}))
+        self._damping = 1.0
         self.at(0)
 
     def at(self, update: int) -> None:
@@ -109,11 +110,19 @@ class Schedule:
         if self._factor is not None:
             factor = self._factor(update)
             for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
-                group["lr"] = base * factor
+                group["lr"] = self._damping * base * factor
         elif self._torch is not None and update and update % self._per_epoch == 0:
             with warnings.catch_warnings():  # torch cannot know of the steps before a run was resumed
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 self._torch.step()
+
+    def damp(self, to: float) -> None:
+        """From now on `to` times the learning rate that was chosen."""
+        factor, self._damping = to / self._damping, to
+        for group in self._optimizer.param_groups:
+            group["lr"] *= factor
+        if self._torch is not None:
+            self._torch.base_lrs = [factor * lr for lr in self._torch.base_lrs]
 
     @property
     def lr(self) -> float:
@@ -121,13 +130,15 @@ class Schedule:
         return float(self._optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, object]:
-        """What a torch scheduler remembers; empty for pure functions of the update."""
-        return {} if self._torch is None else dict(self._torch.state_dict())
+        """What a torch scheduler remembers, empty for pure functions of the update; and a damping, if there is one."""
+        stepped = {} if self._torch is None else dict(self._torch.state_dict())
+        return stepped if self._damping == 1 else {**stepped, "damping": self._damping}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Undo `state_dict`."""
+        self._damping = float(cast(float, state.get("damping", 1.0)))
         if self._torch is not None:
-            self._torch.load_state_dict(dict(state))
+            self._torch.load_state_dict({k: v for k, v in state.items() if k != "damping"})
 
 
 def _schedule(

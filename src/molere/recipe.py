@@ -80,6 +80,9 @@ class Recipe:
     crossfit: Annotated[int, Ge(2)] | None = None
     """Folds of a cross-fit at the end, of models that have not seen what they predict, for `molere samples`; each costs
     half a run of ERM on the rest of the pool. None: only where the method makes one."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """When a loss, weight or gradient is NaN or infinite: end the run (the last good checkpoint stays), skip the update
+    (at most ten in a row), or go back to the last good epoch at half the learning rate (at most three times)."""
     save_every: Annotated[int, Ge(1)] | None = None
     """Classifier updates between checkpoints; none: at the ends of epochs, at most every five seconds."""
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -42,6 +43,7 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     resume: Literal["auto", "never"] = "auto",
+    force: bool = False,
     cache: ContentCache | None = None,
     observers: Sequence[Observer] = (),
     label: str | None = None,
@@ -58,6 +60,7 @@ def fit(
         seed: of everything random.
         out: folder for checkpoints, metrics, samples and the result; none: nothing is kept.
         resume: continue from the last checkpoint in `out` (auto), or start over (never).
+        force: continue although settings or data are others than those of the run in `out`; the log names them.
         cache: where first-stage models are kept, to be shared between runs.
         observers: called with a mapping for each epoch; they only watch.
         label: the name of this run in tables.
@@ -74,7 +77,7 @@ def fit(
     """
     setup = _setup(method, data, model, recipe, seed, label)
     check_trackers(track)
-    folder = None if out is None else _claimed(RunFolder(out), setup, resume)
+    folder = None if out is None else _claimed(RunFolder(out), setup, resume, force)
     finished = folder is not None and folder.is_done
     watching = [] if finished else guarded(track)
     summary: Mapping[str, float] = {}
@@ -101,6 +104,7 @@ def fit(
     except BaseException as error:
         if folder is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            _write_out(folder)
             folder.log(state, error=f"{type(error).__name__}: {error}")
             folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
         raise
@@ -113,11 +117,19 @@ def fit(
             folder.release()
 
 
-def _claimed(folder: RunFolder, setup: Setup, resume: str) -> RunFolder:
+def _write_out(folder: RunFolder) -> None:
+    """Finish the save in progress; what it fails with is logged, since another error is on its way."""
+    try:
+        folder.flush()
+    except Exception as error:
+        folder.log("save failed", error=f"{type(error).__name__}: {error}")
+
+
+def _claimed(folder: RunFolder, setup: Setup, resume: str, force: bool) -> RunFolder:
     """The folder, if it is free and holds this run or none."""
     folder.claim()
     try:
-        _prepare(folder, setup, resume)
+        _prepare(folder, setup, resume, force)
     except BaseException:
         folder.release()
         raise
@@ -185,20 +197,24 @@ def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[]
     return copied
 
 
-def _prepare(folder: RunFolder, setup: Setup, resume: str) -> None:
+def _prepare(folder: RunFolder, setup: Setup, resume: str, force: bool) -> None:
     """Write what is to be run; refuse to continue something else."""
     config = json.loads(json.dumps(setup.config()))
     if resume == "never":
         folder.start_over()
     elif (folder.path / "run.json").exists():
         before = folder.read_json("run.json")
-        if different := sorted(_differences(before, config)):
+        different = sorted(_differences(before, config))
+        if different and not force:
             raise StorageError(
-                f"{folder.path} holds another run ({', '.join(different)} differ); choose another folder with --out, "
-                "or start over with --resume never"
+                f"{folder.path} holds another run: {'; '.join(different)}. Choose another folder with --out, start "
+                "over with --resume never, or go on with --force, which gives up that one configuration made the result"
             )
         if folder.is_done:
             return
+        if different:
+            folder.log("forced", given_up="one configuration for the whole run", differences=different)
+            warnings.warn(f"{folder.path} goes on with other settings: {'; '.join(different)}", stacklevel=4)
     folder.write_json("run.json", config)
     folder.write_json("env.json", environment(setup.device))
 
@@ -209,7 +225,12 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # An
         for key in {**old, **new}:
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif before != now:
-        yield where
+        yield f"{where} ({_shown(before)} there, {_shown(now)} here)"
+
+
+def _shown(value: object) -> str:
+    text = "none" if value is None else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."
 
 
 def _write(folder: RunFolder, result: Result) -> None:

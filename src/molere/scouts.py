@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from molere.data.view import PoolView
 from molere.identity import plain
 from molere.method import Run, Scouting
 from molere.methods.erm import ERM
-from molere.storage import ContentCache
+from molere.storage import ContentCache, RunFolder
 from molere.training import Setup, Training, predict
 
 FORMAT = 2
@@ -35,7 +35,7 @@ class ScoutTrainer:
         started = time.perf_counter()
         setups = [self._setup_of(w) for w in wanted]
         keys = [self._key(setup) for setup in setups]
-        compute = {key: partial(self._train, setup) for key, setup in zip(keys, setups, strict=True)}
+        compute = {key: partial(self._train, setup, key) for key, setup in zip(keys, setups, strict=True)}
         found = self._cache.get_or_put_all(compute)
         for key in compute:
             paid = [float(c) for c in found[key]["cost"]]
@@ -68,10 +68,16 @@ class ScoutTrainer:
             said["select"] = setup.data.select.fingerprint()
         return json.dumps(said, sort_keys=True, default=str)
 
-    def _train(self, setup: Setup) -> dict[str, Tensor]:
-        started = time.perf_counter()
+    def _train(self, setup: Setup, key: str) -> dict[str, Tensor]:
+        with self._cache.workshop(key) as folder:
+            return self._trained(setup, folder)
+
+    def _trained(self, setup: Setup, folder: RunFolder | None) -> dict[str, Tensor]:
+        """Trained from where an interrupted process left it in the folder, if there is one."""
         kept = _LeastLoss()
-        training = kept.training = Training(setup, ScoutTrainer(setup, self._cache), None, (kept,))
+        training = kept.training = Training(setup, ScoutTrainer(setup, self._cache), folder, (kept,), also=kept)
+        if folder is not None:
+            training.load()
         training.loop()
         if kept.state is not None:
             training.run.classifier.model.load_state_dict(kept.state)
@@ -80,7 +86,7 @@ class ScoutTrainer:
         cost = training.run.cost
         forward = cost.forward + cost.virtual_forward + cost.scout_forward + kept.passed + len(logits)
         backward = cost.backward + cost.virtual_backward + cost.scout_backward
-        paid = torch.tensor([forward, backward, time.perf_counter() - started], dtype=torch.float64)
+        paid = torch.tensor([forward, backward, training.spent()], dtype=torch.float64)
         return {"logits": logits.cpu(), "cost": paid}
 
 
@@ -102,6 +108,14 @@ class _LeastLoss:
         if loss < self.least:
             now = cast(Mapping[str, Tensor], self.training.run.classifier.model.state_dict())
             self.least, self.state = loss, {k: v.detach().clone() for k, v in now.items()}
+
+    def state_dict(self) -> dict[str, object]:
+        """What is kept so far."""
+        return {"least": self.least, "passed": self.passed, "state": None if self.state is None else dict(self.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: what `state_dict` gave
+        """Undo `state_dict`."""
+        self.least, self.passed, self.state = state["least"], state["passed"], state["state"]
 
 
 def _content(setup: Setup) -> str:

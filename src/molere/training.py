@@ -3,19 +3,21 @@
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from molere import rng
+from molere import rng, signals
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, NumericsError, ResourceError
 from molere.evaluate import among, metrics
 from molere.examples import Outcome, of_each, of_folds, of_split, of_tests
+from molere.guard import MOST_IN_A_ROW, MOST_ROLLBACKS, REMEDY, infinite
 from molere.identity import plain
 from molere.learner import Learner
 from molere.method import EVAL_BATCH, Method, Run, Scouts
@@ -27,12 +29,23 @@ from molere.recipe import Recipe
 from molere.result import Result
 from molere.steps import chunks
 from molere.storage import PeakMemory, RunFolder
+from molere.storage.checkpoint import Frozen
 from molere.suffix import Suffix
 
 SECONDS_BETWEEN_SAVES = 5.0
 """A run that is killed repeats at most this much and an epoch, unless the recipe says otherwise."""
+LEAST_PAUSE = 50.0
+"""Saves are at least so many times as far apart as the last one held the training up: it costs 2 % at most."""
 
 Observer = Callable[[Mapping[str, object]], None]
+
+
+@runtime_checkable
+class Saved(Protocol):
+    """Something beside a training that is saved and resumed with it."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...  # Any: plain data and tensors
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,14 +77,24 @@ class Setup:
 class Training:
     """One run in progress: what `fit` saves, resumes and reports."""
 
-    def __init__(self, setup: Setup, scouts: Scouts, folder: RunFolder | None, observers: Sequence[Observer]) -> None:
-        self.setup, self.folder, self.observers = setup, folder, observers
+    def __init__(
+        self,
+        setup: Setup,
+        scouts: Scouts,
+        folder: RunFolder | None,
+        observers: Sequence[Observer],
+        *,
+        also: Saved | None = None,
+    ) -> None:
+        self.setup, self.folder, self.observers, self.also = setup, folder, observers, also
         self.run = open_run(setup, scouts)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "nll": float("inf"), "state": None}
         self.stopped = "budget spent"
         self.started = self.saved = time.perf_counter()
-        self.seconds = 0.0
+        self.seconds = self.held_up = 0.0
+        self.skipped_in_a_row = self.rollbacks = 0
+        self._good: Frozen | None = None
         self._reseed("init")
         self.state = setup.method.init(self.run)
 
@@ -80,10 +103,17 @@ class Training:
         rng.reseed(rng.key(self.setup.seed, f"method {what}", self.run.updates))
 
     def loop(self) -> None:
-        """Split once an epoch, step, count, evaluate, save."""
+        """Split once an epoch, step, count, evaluate, save; saves and raises Stopped when a signal asks for the end."""
+        with signals.looking():
+            self._loop()
+        if self.folder is not None:
+            self.folder.flush()
+
+    def _loop(self) -> None:
         run, method = self.run, self.setup.method
         while run.updates < run.budget:
             if run.updates % run.per_epoch == 0:
+                self._keep_good()
                 self._reseed("split")
                 split = method.split(run, self.state)
                 if split is None:
@@ -92,14 +122,61 @@ class Training:
                 run.use(split, at=run.updates)
             self._schedule().at(run.updates)
             self._reseed("step")
-            method.step(run, self.state, run.train_batch())
+            try:
+                method.step(run, self.state, run.train_batch())
+                self.skipped_in_a_row = 0
+            except NumericsError as error:
+                if self._goes_back(error):
+                    continue
             run.updates += 1
             run.cost.updates += 1
             if run.updates % run.per_epoch == 0:
                 run.epoch += 1
                 self.report()
-            if self.folder is not None and self.save_is_due():
+            number = signals.asked()
+            if self.folder is not None and (number is not None or self.save_is_due()):
+                self._demand_finite()
                 self.save()
+            if number is not None:
+                raise signals.Stopped(number)
+
+    # ---- numbers that are not finite
+
+    def _goes_back(self, error: NumericsError) -> bool:
+        """By the recipe's policy: raise, or skip this update (False), or go back to the last good epoch (True)."""
+        policy = self.setup.recipe.on_nonfinite
+        if policy == "stop":
+            raise error
+        if policy == "skip":
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row > MOST_IN_A_ROW:
+                raise NumericsError(f"{error} ({MOST_IN_A_ROW} updates in a row were skipped)") from error
+            self._tell("skipped", error)
+            return False
+        if self._good is None or self.rollbacks == MOST_ROLLBACKS:
+            raise NumericsError(f"{error} (went back {self.rollbacks} times)") from error
+        rollbacks = self.rollbacks + 1
+        self._restore(self._good.state())
+        self.rollbacks = rollbacks
+        self._schedule().damp(0.5**rollbacks)
+        self._tell("rolled back", error)
+        return True
+
+    def _keep_good(self) -> None:
+        """Remember this epoch's beginning, where the policy may go back to it."""
+        if self.setup.recipe.on_nonfinite == "rollback" and infinite(self.run.classifier) is None:
+            self._good = Frozen.of(self._state_dict())
+
+    def _tell(self, event: str, error: NumericsError) -> None:
+        notes = self.run.notes.logged
+        notes[f"{event.replace(' ', '_')}_updates"] = notes.get(f"{event.replace(' ', '_')}_updates", 0.0) + 1
+        if self.folder is not None:
+            self.folder.log(event, update=self.run.updates, error=str(error))
+
+    def _demand_finite(self) -> None:
+        """Refuse to save a classifier that holds NaN: the checkpoint before is the last good one."""
+        if (name := infinite(self.run.classifier)) is not None:
+            raise NumericsError(f"{name} of the classifier is not finite at update {self.run.updates}; {REMEDY}")
 
     def _schedule(self) -> Schedule:
         assert self.run.classifier.schedule is not None, "a classifier has a schedule"
@@ -208,34 +285,55 @@ class Training:
         run, every = self.run, self.setup.recipe.save_every
         if run.updates == run.budget or every is not None:
             return run.updates == run.budget or run.updates % cast(int, every) == 0
-        return run.updates % run.per_epoch == 0 and time.perf_counter() - self.saved >= SECONDS_BETWEEN_SAVES
+        pause = max(SECONDS_BETWEEN_SAVES, LEAST_PAUSE * self.held_up)
+        return run.updates % run.per_epoch == 0 and time.perf_counter() - self.saved >= pause
 
     def save(self) -> None:
-        """A checkpoint of everything that changes."""
+        """A checkpoint of everything that changes; it is written while the training goes on."""
         assert self.folder is not None, "there is a folder to save to"
-        state = {
+        began = time.perf_counter()
+        self.folder.save_soon(self.run.updates, self._state_dict())
+        self.saved = time.perf_counter()
+        self.held_up = self.saved - began
+
+    def _state_dict(self) -> dict[str, Any]:  # Any: plain data and tensors
+        return {
             "run": self.run.state_dict(),
             "method": _state_of(self.state),
             "rows": len(self.history),
             "history": self.history,
             "best": self.best,
             "seconds": self.spent(),
+            "also": {} if self.also is None else self.also.state_dict(),
+            "rollbacks": self.rollbacks,
         }
-        self.folder.save(self.run.updates, state)
-        self.saved = time.perf_counter()
 
     def load(self) -> None:
         """Continue from the newest good checkpoint, if there is one."""
         assert self.folder is not None, "there is a folder to load from"
-        found = self.folder.load()
+        found = self.folder.load(on_damage=self._tell_damage)
         if found is None:
             self.folder.metrics.truncate_to(0)
             return
-        _, state = found
+        self._restore(found[1])
+        self._keep_good()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:  # Any: what `_state_dict` gave
         self.run.load_state_dict(state["run"])
         _restore(self.state, state["method"])
         self.history, self.best, self.seconds = state["history"], state["best"], state["seconds"]
-        self.folder.metrics.truncate_to(state["rows"])
+        self.rollbacks = state["rollbacks"]
+        if self.folder is not None:
+            self.folder.metrics.truncate_to(state["rows"])
+        if self.also is not None:
+            self.also.load_state_dict(state["also"])
+
+    def _tell_damage(self, problem: str) -> None:
+        assert self.folder is not None, "something was loaded"
+        self.folder.log("damaged", problem=problem)
+        warnings.warn(
+            f"{problem}; an earlier checkpoint is used, and what came after it is computed again", stacklevel=2
+        )
 
 
 def predict(classifier: Learner, pool: Pool) -> Float[Tensor, "N c"]:
@@ -309,6 +407,7 @@ def open_run(setup: Setup, scouts: Scouts) -> Run:
     suffix = None
     if recipe.meta_share < 1:
         suffix = Suffix(model, pool.batch(torch.arange(2, device=pool.y.device)).x.to(setup.device), recipe.meta_share)
+    classifier.guarded = recipe.on_nonfinite != "stop"
     return Run(
         pool=pool,
         recipe=recipe,

@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from typing import Any
 
+from molere import signals
 from molere.errors import ConfigError, ResourceError
 from molere.jobs import Bench, Emit, Failure, Job, Outcome, Plan, Progress
 
 READY = "ready"
-PATIENCE = 5.0  # seconds a worker is given to end
+PATIENCE = 9.0  # seconds a worker is given to save and end
 
 
 def run_side_by_side(jobs: Sequence[Job], plan: Plan, emit: Emit, *, workers: int, threads: int) -> None:
@@ -42,6 +43,8 @@ def run_side_by_side(jobs: Sequence[Job], plan: Plan, emit: Emit, *, workers: in
                 if worker.ended and waiting:
                     crew.append(Worker(plan, threads))
     finally:
+        for worker in crew:
+            worker.ask()
         for worker in crew:
             worker.stop()
 
@@ -103,24 +106,30 @@ class Worker:
             emit(Outcome(self.job, failure=Failure(message, "ResourceError", ResourceError.exit_code)))
             self.job = None
 
+    def ask(self) -> None:
+        """Ask the process to save its run and end."""
+        if self.process.is_alive():
+            self.process.terminate()
+
     def stop(self) -> None:
-        """End the process: politely, then not; its run can be continued from the last checkpoint."""
+        """Wait for the process to end, then end it; its run can be continued from the last checkpoint."""
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join(PATIENCE)
         self.channel.close()
-        for end in (self.process.terminate, self.process.kill):
-            if self.process.is_alive():
-                end()
-                self.process.join(PATIENCE)
         self.ended = True
 
 
 def serve(channel: Connection, plan: Plan, threads: int) -> None:
     """What a worker does: say that it is ready, then run the jobs it is given until there is none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     bench = Bench(plan)
     if torch := sys.modules.get("torch"):  # the bench has imported it; the parent, which imports us, has not
         torch.set_num_threads(threads)
-    with suppress(EOFError, OSError):  # the parent is gone
+    with suppress(EOFError, OSError, signals.Stopped), signals.heeded():  # the parent is gone, or wants us gone
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides
         channel.send(READY)
         while (job := channel.recv()) is not None:
             channel.send(bench.run(job, channel.send))

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 
 from molere.cli import listings
 from molere.errors import MolereError
@@ -27,6 +28,7 @@ def main() -> int:
         print(HELLO)
         return 0
     verbose = bool({"-v", "--verbose"} & set(arguments))
+    warnings.showwarning = _warned
     try:
         if listing := listings.quick(arguments):
             print(listing)
@@ -50,6 +52,11 @@ def main() -> int:
             return _failed(_usage(error), 2, verbose=False)
         return _failed(f"{type(error).__name__}: {error} (a fault of molere; -v shows where)", 1, verbose)
     return code if isinstance(code, int) else 0
+
+
+def _warned(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning of ours, or of anyone's, as one line without the place it was raised at."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _failed(message: str, code: int, verbose: bool) -> int:

@@ -1,26 +1,21 @@
 """The commands, as typer reads them."""
 
 import shlex
-import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
+from molere import signals
 from molere.cli import listings, options
 from molere.cli.console import Console
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(rich_markup_mode=None, help="Data sets.")
 app.add_typer(data_app, name="data")
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
 
 
 def _version(asked: bool) -> bool:
@@ -86,6 +81,7 @@ def _training(command: str, text: str) -> None:
         tune: options.Tune = None,
         track: options.Track = None,
         resume: options.Resume = None,
+        force: options.Force = None,
         dry_run: options.DryRun = False,
         print_config: options.PrintConfig = False,
         json: options.Json = False,
@@ -337,22 +333,16 @@ def report(
 
 @contextmanager
 def _resumable(folder: Path | None) -> Generator[None]:
-    """An interruption ends with a line that says how to go on: exit code 130, or 143 for SIGTERM.
+    """A signal asks for the end: all is saved, a line says how to go on, and the exit code is 130, 143 or 138.
 
     folder: what `molere resume` goes on with; none: the same command does.
     """
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with signals.heeded():
+            yield
     except KeyboardInterrupt as interruption:
         how = "; go on with the same command"
         if folder is not None:
             how = f"; go on with: molere resume {shlex.quote(str(folder))}" if folder.exists() else ""
         print(f"interrupted{how}", file=sys.stderr)
-        raise typer.Exit(143 if isinstance(interruption, Terminated) else 130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise typer.Exit(getattr(interruption, "exit_code", 130)) from None

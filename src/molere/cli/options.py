@@ -85,6 +85,9 @@ Track = Annotated[
 Resume = Annotated[
     str | None, typer.Option("--resume", metavar="auto|PATH|never", help="Go on in the folder, in PATH, or start anew.")
 ]
+Force = Annotated[
+    bool | None, typer.Option("--force", help="Go on in a folder although settings or data differ; the log names them.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print all settings as a settings file, and stop.")]
 Where = Annotated[

@@ -33,6 +33,7 @@ PATHS = {
     "preset": "preset", "device": "train.device", "out": "out", "jobs": "jobs", "tune": "tune", "resume": "resume",
     **{k: f"data.{k}" for k in (*OWN_ONLY, "on_bad", "image_size", "noise_seed")},
     "track": "track",
+    "force": "force",
 }  # fmt: skip
 """Option -> key of the settings."""
 

@@ -65,6 +65,7 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
             out=plan.folder,
             resume="never" if e.resume == "never" else "auto",
             track=e.track,
+            force=e.force,
             observers=(lambda event: _observe(meter, event),),
         ).as_dict()
     if as_json:
@@ -101,6 +102,7 @@ def compare(plan: Plan, console: Console, as_json: bool, command: str) -> int:
             out=plan.folder,
             jobs=e.jobs,
             resume=e.resume != "never",
+            force=e.force,
             tune=e.tune,
             track=e.track,
             progress=lambda news: _progress(meter, news),

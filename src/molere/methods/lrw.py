@@ -83,7 +83,7 @@ class LRW(Method[LRWState]):
             look = run.look_before(seen, w, self.val_loss(), order=self.order)
             self.weights.learn(run, state.weigher, w, run.weight_gradient(look))  # 13
             w = self.weights(run, state.weigher, seen)
-        taken = run.update(seen, w, remember=meta and self.order == "fused")  # 15
+        taken = run.update(seen, run.trusted(w), remember=meta and self.order == "fused")  # 15
         if meta and self.order == "fused":
             look = run.look_back(taken, self.val_loss())
             self.weights.learn(run, state.weigher, w, run.weight_gradient(look))  # 13

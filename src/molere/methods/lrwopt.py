@@ -138,7 +138,7 @@ class LRWOpt(Method[LRWOptState]):
         if meta and self.order != "fused":
             self.learn(run, state, run.look_before(seen, w, order=self.order), w)  # 6, 7, 8
             w = self.weights(run, state.weigher, seen)
-        taken = run.update(seen, w, remember=meta and self.order == "fused")  # 11, eq. 15
+        taken = run.update(seen, run.trusted(w), remember=meta and self.order == "fused")  # 11, eq. 15
         if meta and self.order == "fused":
             self.learn(run, state, run.look_back(taken), w)  # 6, 7, 8
         if self.resplit_every and run.ends(self.resplit_every):

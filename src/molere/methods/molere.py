@@ -123,7 +123,7 @@ class Molere(Method[MolereState]):
         meta = run.due(self.every)
         seen = run.forward(batch, remember=meta)
         w = self.weights(run, state.weigher, seen)  # w_i = g_phi(x_i)
-        taken = run.update(seen, w, remember=meta)
+        taken = run.update(seen, run.trusted(w), remember=meta)
         if meta:
             look = run.look_back(taken, self.val_loss())
             self.weights.learn(run, state.weigher, w, run.weight_gradient(look))

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections import OrderedDict, defaultdict
@@ -16,6 +17,7 @@ from torch import Tensor
 from molere.errors import StorageError
 from molere.storage import files
 from molere.storage.lock import FileLock
+from molere.storage.runfolder import RunFolder
 
 Tensors = dict[str, Tensor]
 
@@ -103,6 +105,19 @@ class ContentCache:
                     lock.release()
         finally:
             self._threads[key].release()
+
+    @contextmanager
+    def workshop(self, key: str) -> Generator[RunFolder | None]:
+        """A run's folder to compute a key in, so that an interruption loses little; removed when the block ends well.
+
+        None without a folder on disk. Only whoever may compute the key enters, see `if_free`.
+        """
+        if self.folder is None:
+            yield None
+            return
+        with RunFolder(self.folder / f"{_digest(key)}.run") as room:
+            yield room
+        shutil.rmtree(room.path, ignore_errors=True)
 
     def _lock(self, folder: Path, key: str) -> FileLock:
         self._ensure_folder(folder)

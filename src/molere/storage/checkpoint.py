@@ -13,10 +13,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from molere.errors import StorageError
 from molere.storage import files
@@ -28,8 +30,27 @@ _NAME = re.compile(r"step-(\d{6,})")
 _TEMPORARY = ".tmp-"
 
 
-# Any: a state is a tree of dicts, lists, tuples, scalars and tensors; its owner knows its shape.
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fsync: bool = True) -> Path:
+@dataclass(frozen=True)
+class Frozen:
+    """A state as it was at one moment: copies of its tensors on the CPU, and the rest as JSON text."""
+
+    tensors: Mapping[str, Tensor]
+    structure: bytes
+
+    # Any: a state is a tree of dicts, lists, tuples, scalars and tensors; its owner knows its shape.
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Frozen":
+        """The state, to be written while it changes; StorageError naming the path of what cannot be saved."""
+        tensors, structure = flatten(dict(state))
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        return cls(copies, json.dumps(structure, separators=(",", ":"), allow_nan=False).encode())
+
+    def state(self) -> Any:  # Any: what `of` was given
+        """The state, in tensors of its own."""
+        return unflatten({name: tensor.clone() for name, tensor in self.tensors.items()}, json.loads(self.structure))
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any] | Frozen, *, fsync: bool = True) -> Path:
     """Save the state of a run after `step` updates as `folder/step-NNNNNN` and return that folder.
 
     Keeps this and the newest older checkpoint; later ones, of a future that was given up, are removed.
@@ -37,7 +58,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, fsync:
     process may save to a folder at a time. Raises StorageError when the disk is full (nothing is left behind)
     or the state cannot be saved.
     """
-    contents = _contents(step, dict(state))
+    contents = _contents(step, state if isinstance(state, Frozen) else Frozen.of(state))
     size = sum(map(len, contents.values()))
     target = folder / name_of(step)
     try:
@@ -98,12 +119,8 @@ def remove_leftovers(folder: Path) -> None:
         _delete(path)
 
 
-def _contents(step: int, state: dict[str, Any]) -> dict[str, bytes]:
-    tensors, structure = flatten(state)
-    data = {
-        "state.safetensors": to_bytes(tensors),
-        "state.json": json.dumps(structure, separators=(",", ":"), allow_nan=False).encode(),
-    }
+def _contents(step: int, state: Frozen) -> dict[str, bytes]:
+    data = {"state.safetensors": to_bytes(state.tensors), "state.json": state.structure}
     return data | {"manifest.json": _manifest(step, data)}
 
 

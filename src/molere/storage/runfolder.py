@@ -14,6 +14,7 @@ from molere.errors import StorageError
 from molere.storage import checkpoint, files
 from molere.storage.lock import FileLock
 from molere.storage.logs import MetricsFile, append_event
+from molere.storage.writer import Writer
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
@@ -26,6 +27,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = MetricsFile(self.path / "metrics.csv")
         self._lock = FileLock(self.path / "LOCK")
+        self._writer = Writer()
 
     def claim(self) -> "RunFolder":
         """Create the folder and become its owner.
@@ -52,8 +54,11 @@ class RunFolder:
         return self
 
     def release(self) -> None:
-        """Give the folder up; does nothing where it was not claimed."""
-        self._lock.release()
+        """Give the folder up once all is written; does nothing where it was not claimed."""
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> "RunFolder":
         return self.claim()
@@ -104,9 +109,27 @@ class RunFolder:
     # Any: a state is a tree of dicts, lists, tuples, scalars and tensors; its owner knows its shape.
     def save(self, step: int, state: Mapping[str, Any], *, fsync: bool = True) -> None:
         """Save a checkpoint, after the rows of metrics.csv that it counts."""
-        if fsync:
-            self.metrics.sync()
-        checkpoint.save_checkpoint(self.checkpoints, step, state, fsync=fsync)
+        self.save_soon(step, state, fsync=fsync)
+        self.flush()
+
+    def save_soon(self, step: int, state: Mapping[str, Any], *, fsync: bool = True) -> None:
+        """As `save`, in a thread: the state is copied before this returns, and may change while it is written.
+
+        One save is written at a time. An error of the one before, such as a full disk, is raised here.
+        """
+        self.flush()
+        frozen = checkpoint.Frozen.of(state)
+
+        def write() -> None:
+            if fsync:
+                self.metrics.sync()
+            checkpoint.save_checkpoint(self.checkpoints, step, frozen, fsync=fsync)
+
+        self._writer.submit(write)
+
+    def flush(self) -> None:
+        """Until what `save_soon` began is written; raises its error."""
+        self._writer.wait()
 
     def load(self, on_damage: Callable[[str], None] | None = None) -> tuple[int, dict[str, Any]] | None:
         """The newest good checkpoint, or None where there is none; see `load_latest`."""

@@ -1,0 +1,46 @@
+"""What is done when numbers stop being finite: who is to blame, and whether to stop, skip the update, or go back."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from molere.data.pool import Pool
+from molere.learner import Learner
+from molere.steps import Seen
+
+MOST_IN_A_ROW = 10
+"""Updates that may be skipped one after the other; more end the run."""
+MOST_ROLLBACKS = 3
+"""Times a run goes back before it ends."""
+REMEDY = "lower train.lr, set train.grad_clip, or let train.on_nonfinite be skip or rollback"
+
+
+def blame(learners: Iterable[Learner], pool: Pool, seen: Seen, update: int) -> str:
+    """One sentence on why the losses of a batch are not finite: its data, a network's parameters, or its outputs."""
+    broken = ~torch.isfinite(seen.batch.x).flatten(1).all(1) if seen.batch.x.is_floating_point() else None
+    if broken is not None and bool(broken.any()):
+        return f"the data of {_examples(pool, seen, broken)} are not finite (update {update}); mend or remove them"
+    for learner in learners:
+        if (name := infinite(learner)) is not None:
+            return f"{name} of the {learner.name} is not finite at update {update}; {REMEDY}"
+    broken = ~torch.isfinite(seen.losses.detach())
+    return f"the classifier's loss of {_examples(pool, seen, broken)} is not finite at update {update}; {REMEDY}"
+
+
+def infinite(learner: Learner) -> str | None:
+    """The first parameter or buffer of a network that holds NaN or an infinity, if any does."""
+    for kind, named in ("parameter", learner.model.named_parameters()), ("buffer", learner.model.named_buffers()):
+        for name, value in named:
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                return f"{kind} {name}"
+    return None
+
+
+def _examples(pool: Pool, seen: Seen, which: Bool[Tensor, " n"]) -> str:
+    index = seen.batch.index[which.to(seen.batch.index.device)].cpu()
+    ids = index.tolist() if pool.ids is None else pool.ids[index.numpy()].tolist()
+    shown = ", ".join(str(i) for i in sorted(ids)[:5])
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f"example{'s' if len(ids) > 1 else ''} {shown}{more}"
