@@ -1,6 +1,7 @@
 """What is done when numbers stop being finite: who is to blame, and whether to stop, skip the update, or go back."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from jaxtyping import Bool
@@ -40,7 +41,7 @@ def infinite(learner: Learner) -> str | None:
 
 def _examples(pool: Pool, seen: Seen, which: Bool[Tensor, " n"]) -> str:
     index = seen.batch.index[which.to(seen.batch.index.device)].cpu()
-    ids = index.tolist() if pool.ids is None else pool.ids[index.numpy()].tolist()
-    shown = ", ".join(str(i) for i in sorted(ids)[:5])
+    ids = cast(list[object], index.tolist() if pool.ids is None else pool.ids[index.numpy()].tolist())
+    shown = ", ".join(str(i) for i in ids[:5])
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return f"example{'s' if len(ids) > 1 else ''} {shown}{more}"

@@ -386,7 +386,6 @@ class Run:
 
     def weight_gradient(self, look: Look) -> Float[Tensor, " n"]:
         """d L_val(theta') / d w_i for the batch that the step was taken on, w as it entered the mean."""
-        factors = self._clip(look.seen)
         if look.products is not None:
             self.cost.virtual_forward += len(look.seen)
             products = look.products(look.direction)

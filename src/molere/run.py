@@ -225,7 +225,7 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # An
         for key in {**old, **new}:
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif before != now:
-        yield f"{where} ({_shown(before)} there, {_shown(now)} here)"
+        yield f"{where} ({_shown(cast(object, before))} there, {_shown(cast(object, now))} here)"
 
 
 def _shown(value: object) -> str:

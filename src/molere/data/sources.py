@@ -81,26 +81,25 @@ def load(
     files = {"labels": labels, "weights": weights, "drop": drop}
     if corrections is not None and digest(files) != corrections:
         raise DataError("labels, weights or drop have changed since this was begun; give them back, or begin anew")
-    common = {"scenario": scenario, "limit": limit, "seed": seed, "select": select}
+    common: dict[str, Any] = {"scenario": scenario, "limit": limit, "seed": seed, "select": select}
+    read: dict[str, Any] = {"noise_seed": noise_seed, "image_size": image_size, "on_bad": on_bad}
     if is_own(name):
-        read = {"noise_seed": noise_seed, "image_size": image_size, "on_bad": on_bad, **own}
-        data = load_path(name, root=root, **common, **read)
+        data = load_path(name, root=root, **common, **read, **own)
     else:
         refuse([unknown_key("data", key, (*OWN_ONLY, "root")) for key in own if key not in OWN_ONLY])
         refuse(mistakes({"name": name, **own}))
-        files_read = {"noise_seed": noise_seed, "image_size": image_size, "on_bad": on_bad}
-        data = _named(name, root, scenario, limit, seed, select, **files_read)
+        data = _named(name, root, **common, **read)
     return corrected(data, **files) if any(files.values()) else data
 
 
 def _named(
     name: str,
     root: str | Path | None,
+    *,
     scenario: str | None,
     limit: int | None,
     seed: int,
     select: float,
-    *,
     noise_seed: int | None,
     image_size: int | None,
     on_bad: str | None,

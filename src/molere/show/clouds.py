@@ -58,13 +58,17 @@ def weight_against(samples: Columns, column: str) -> Picture | None:
     )
 
 
+def _plain_number(value: float, place: int | None = None) -> str:
+    return f"{value:g}"
+
+
 def _decades(axes: Axes, span: float) -> None:
     """A logarithmic axis with plain numbers, few enough to be read."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(
         LogLocator(subs=(1.0,) if span > 300 else (1.0, 3.0) if span > 20 else (1.0, 2.0, 5.0))
     )
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain_number))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -105,7 +109,9 @@ def label_balance(samples: Columns, names: Sequence[str] = ()) -> Picture | None
             axes.plot(
                 range(len(order)), share[order], marker=look.marker, linestyle="none", color=look.colour, label=name
             )
-        words = [names[k].replace("$", r"\$")[:20] if k < len(names) else str(k) for k in order.tolist()]
+        words: list[str] = [
+            str(names[k]).replace("$", r"\$")[:20] if k < len(names) else str(k) for k in order.tolist()
+        ]
         crowded = sum(map(len, words)) + 2 * len(words) > 55
         axes.set_xticks(range(len(order)), words, rotation=90 if crowded else 0)
         axes.set_ylim(bottom=0)

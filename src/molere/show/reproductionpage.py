@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any  # Any: JSON
+from typing import Any, cast  # Any: JSON
 
 from molere import wording
 from molere.errors import StorageError
@@ -45,7 +45,7 @@ def rows_of(folder: Path) -> list[Row]:
 def _mapping(path: Path) -> Mapping[str, Any]:
     with contextlib.suppress(StorageError):
         found = files.read_json(path)
-        return found if isinstance(found, dict) else {}
+        return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     return {}
 
 
