@@ -101,7 +101,7 @@ def cleanlab(p: npt.NDArray[np.float64], y: Column) -> dict[str, Column]:
 def measured(arguments: argparse.Namespace, method: str, data: Data, seed: int, cache: ContentCache) -> dict[str, Any]:
     """One run: quality of each score, the signals' coefficients, what it cost; the cache shares the cross-fit."""
     recipe = {"epochs": arguments.epochs, "crossfit": 5}
-    result = fit(method, data=data, recipe=recipe, seed=seed, cache=cache)
+    result = fit(method, data=data, model=arguments.model, recipe=recipe, seed=seed, cache=cache)
     wrong = np.asarray(result.samples["clean_label"]) != np.asarray(result.samples["label"])
     found = scores(result)
     columns = {name: np.asarray(values) for name, values in result.samples.items()}
@@ -183,7 +183,7 @@ def all_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in range(arguments.seeds):
         data, cache = prepared(arguments, seed), ContentCache(arguments.keep)
         for method in arguments.methods.split(","):
-            name = f"{arguments.data}-{arguments.limit}-{arguments.epochs}-{method}-{seed}.json"
+            name = f"{arguments.data}-{arguments.model}-{arguments.limit}-{arguments.epochs}-{method}-{seed}.json"
             kept = None if arguments.keep is None else arguments.keep / name
             if kept is not None and kept.exists():
                 runs.append(json.loads(kept.read_text()))
@@ -204,6 +204,7 @@ def command(arguments: argparse.Namespace) -> str:
         "seeds": arguments.seeds,
         "methods": arguments.methods,
     }
+    said |= {} if arguments.model is None else {"model": arguments.model}
     options = [word for name, value in said.items() for word in (f"--{name}", str(value))]
     return shlex.join(["python", "benchmarks/suspects.py", "--data", arguments.data, "--root", "DATA", *options])
 
@@ -213,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How well lists of suspects find wrong labels.")
     parser.add_argument("--data", default="fashion-mnist", help="data set (default: fashion-mnist)")
     parser.add_argument("--root", metavar="PATH", help="folder that holds the data")
+    parser.add_argument("--model", metavar="NAME", help="classifier; none: the one that suits the data")
     parser.add_argument("--limit", type=int, default=10_000, metavar="N", help="training images (default: 10000)")
     parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of each run (default: 6)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many (default: 3)")

@@ -298,7 +298,7 @@ def test_samples_shows_all_lists_and_how_good_the_suspects_are(molere: Command, 
         "r: 6 examples",
     ):
         assert words in said.out
-    assert "The suspect score is made of: out_of_fold_margin 1.00, margin 0." in said.out
+    assert "The suspect score is made of: out_of_fold_margin 1.00, margin 1.00, weight_mean 0." in said.out
     assert "<script>alert(1)</script>" in said.out
     assert "ü; 2" in said.out  # on one line
 
