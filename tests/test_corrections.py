@@ -315,5 +315,5 @@ def test_the_samples_of_a_run_are_weights_for_the_next(tmp_path: Path) -> None:
     again = corrected(data, weights=tmp_path / "one" / "samples.parquet")
     second = fit("erm", data=again, recipe=recipe, out=tmp_path / "two")
     torch.testing.assert_close(second.weights, first.weights / first.weights.mean())
-    with pytest.raises(StorageError, match=r"holds another run \(data.content"):
+    with pytest.raises(StorageError, match="holds another run: data.content"):
         fit("erm", data=data, recipe=recipe, out=tmp_path / "two")
