@@ -119,6 +119,8 @@ class Run:
         self.notes, self.chooser = Notes(len(pool), device, flipped), Chooser(recipe.estimator)
         self.waited = 0.0
         self.head, self._verified = head, False
+        given: Tensor | None = getattr(pool, "weight", None)
+        self._given = None if given is None else given.to(device)
         self._scouts, self._passes = scouts, Passes(classifier, head, recipe, device, suffix)
         self._bank: Bank | None = None
         self._batches = Batches(len(pool), seed, device)
@@ -192,22 +194,35 @@ class Run:
 
         remember: keep what a meta-gradient needs of it.
         """
-        stream = rng.key(self.seed, "dropout", self.updates)
+        stream = self._stream()
         if self._passes.parts > 1:
             return self._forward_in_parts(batch, stream)
         rng.reseed(stream)
         with self._passes.remembering() if remember else nullcontext((None, None)) as (recorded, tape):
             logits, features = self._passes.outputs(batch.x)
-            losses = cross_entropy(logits, batch.y)
+            losses = self._losses(logits, batch)
         self.cost.forward += len(batch)
-        return Seen(batch, logits, losses, features, stream, recorded, tape)
+        return Seen(batch, logits, losses, features, stream, recorded, tape, self._given_to(batch))
+
+    def _stream(self) -> int:
+        """The key of this update's dropout masks."""
+        return rng.key(self.seed, "dropout", self.updates)
+
+    def _given_to(self, batch: Batch) -> Tensor | None:
+        """The weights that the examples of a batch came with, if they did."""
+        return None if self._given is None else self._given[batch.index]
+
+    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of each example, times the weight it came with."""
+        losses, given = cross_entropy(logits, batch.y), self._given_to(batch)
+        return losses if given is None else losses * given.to(losses.dtype)
 
     def _forward_in_parts(self, batch: Batch, stream: int) -> Seen:
         """Logits without a graph below them; `update` passes the batch again, part by part."""
         logits, features = self._passes.virtual(batch.x, None, stream=stream, grad=False, training=True)
         logits.requires_grad_()
         self.cost.forward += len(batch)
-        return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
+        return Seen(batch, logits, self._losses(logits, batch), features, stream, given=self._given_to(batch))
 
     def candidates(self, size: int) -> Batch:
         """`size` training examples at once, to choose an update's batch from; they replace `train_batch` in a run."""
@@ -228,6 +243,8 @@ class Run:
         instead of that mean; the weights are then only written down.
         """
         w = None if weights is None else weights.detach()
+        if along is not None and seen.given is not None:
+            along = along * seen.given[:, None].to(along.dtype)
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
         products: Products | None = None
@@ -255,7 +272,7 @@ class Run:
         """
         logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=grad)
         self.cost.virtual_forward += len(batch)
-        return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
+        return Seen(batch, logits, self._losses(logits, batch), features, stream, given=self._given_to(batch))
 
     def _step(self, seen: Seen, w: Tensor | None, along: Tensor | None, remember: bool) -> Products | None:
         """The step of `update`; with a tape, from one backward pass with the products if no weight is 0."""
@@ -394,17 +411,18 @@ class Run:
         if objective is None:
             logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=False)
         else:
-            wanted = partial(_value, objective, batch)
+            wanted = partial(_value, objective, batch, self._losses)
             logits, features, grads = self._passes.gradient(batch.x, wanted, leaves, theta, stream=stream)
             self.cost.virtual_forward += len(batch) * (self._passes.parts > 1)
             self.cost.virtual_backward += len(batch) * self.recipe.meta_share
-        losses = cross_entropy(logits, batch.y)
+        losses = self._losses(logits, batch)
         if theta is None:
             self._bank_rows(batch, logits, losses, features)
         return (batch, logits.detach(), losses.detach(), features), grads
 
     def _bank_rows(self, batch: Batch, logits: Tensor, losses: Tensor, features: Tensor) -> None:
         if self._bank is not None:
+            losses = losses if self._given is None else cross_entropy(logits, batch.y)  # how hard, whatever it counts
             self._bank.write(batch.index, features=features, logits=logits, losses=losses, update=self.updates)
 
     # ---- what is known of the examples
@@ -598,7 +616,7 @@ class Run:
         self.cost.scout_seconds = max(spent, self.cost.scout_seconds)
 
 
-def _value(objective: Objective, batch: Batch, logits: Tensor) -> Tensor:
+def _value(objective: Objective, batch: Batch, losses_of: Callable[[Tensor, Batch], Tensor], logits: Tensor) -> Tensor:
     """What an objective makes of a validation batch."""
-    losses = cross_entropy(logits, batch.y)
+    losses = losses_of(logits, batch)
     return objective(batch, logits, losses) if isinstance(objective, Risk) else objective(losses)

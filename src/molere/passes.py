@@ -46,6 +46,14 @@ class Passes:
         self._evaluating = None if recipe.meta_bn == "batch" else _BatchNorm
         self.parts = recipe.accumulate
 
+    def listen(self, tap: Tap) -> None:
+        """Take the features of passes from here."""
+        self._tap = tap
+
+    def lower(self, dtype: torch.dtype | None) -> None:
+        """Autocast training passes to this type; none: leave them as they are."""
+        self._low = dtype
+
     @property
     def repeatable(self) -> bool:
         """Whether a virtual pass at the same parameters gives the training pass's losses."""
@@ -178,7 +186,12 @@ class Passes:
     def losses_of(self, seen: Seen, rest: Params) -> Outputs:
         """Theta -> losses of a batch [n], as `logits_of`."""
         logits = self.logits_of(seen, rest)
-        return lambda theta: cross_entropy(logits(theta), seen.batch.y)
+
+        def losses(theta: Params) -> Tensor:
+            plain = cross_entropy(logits(theta), seen.batch.y)
+            return plain if seen.given is None else plain * seen.given.to(plain.dtype)
+
+        return losses
 
     def close(self) -> None:
         """Leave the module as it was found."""

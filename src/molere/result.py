@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from molere.steps import Cost
+from molere.summary import as_html, summary
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Result:
         update: weights[k] is that of example ids[k].
         """
         return np.asarray(self.samples.get("id", self.samples["sample_id"]))
+
+    def __str__(self) -> str:
+        """What the run came to, in a few lines."""
+        return summary(self.as_dict())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.as_dict())
 
     def as_dict(self) -> dict[str, object]:
         """The part that is stored as result.json."""

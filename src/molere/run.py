@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from molere import rng, settings
+from molere.adapters import Read, reading
 from molere.data import sources
 from molere.data.pool import Data
 from molere.errors import ConfigError, DataError, StorageError
 from molere.fields import build as build_settings
+from molere.fields import refuse
+from molere.meter import Meter
 from molere.method import Method
 from molere.models import build
 from molere.recipe import Recipe
@@ -29,9 +33,9 @@ Model = str | nn.Module | Callable[[], nn.Module]
 
 
 def fit(
-    method: str | Method[Any],  # Any: of whatever state
+    method: str | Method[Any] = "molere",  # Any: of whatever state
     *,
-    data: str | Mapping[str, Any] | Data,
+    data: str | Mapping[str, Any] | Data = "digits",
     model: Model | None = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -40,6 +44,10 @@ def fit(
     cache: ContentCache | None = None,
     observers: Sequence[Observer] = (),
     label: str | None = None,
+    preset: str = "default",
+    settings: Mapping[str, object] | None = None,
+    logits: Read | None = None,
+    progress: bool = False,
 ) -> Result:
     """Train one classifier by one method; the same arguments give the same bits on a CPU, interrupted or not.
 
@@ -54,6 +62,10 @@ def fit(
         cache: where first-stage models are kept, to be shared between runs.
         observers: called with a mapping for each epoch; they only watch.
         label: the name of this run in tables.
+        preset: `paper` for a method as published; for a method given by name that names no preset itself.
+        settings: of a method given by name, as in `{"delta": 0.2}`; those it does not have are refused.
+        logits: where the logits are in what a module of yours returns, if it returns more: `lambda out: out[0]`.
+        progress: show how far the run is, on standard error.
 
     Returns:
         The result, with the classifier at the last update.
@@ -62,7 +74,40 @@ def fit(
         ConfigError, DataError, StorageError, NumericsError, ResourceError: one line each, before the first update
         wherever possible.
     """
-    setup = _setup(method, data, model, recipe, seed, label)
+    if isinstance(method, str):
+        method = _written(method, preset, settings)
+    elif preset != "default" or settings:
+        raise ConfigError(
+            "preset and settings are for a method given by name; a Method has its settings: state them there"
+        )
+    setup = _setup(method, data, model if logits is None else reading(model, logits), recipe, seed, label)
+    if progress:
+        with Meter(1, shows=True, bars=sys.stderr.isatty()) as meter:
+            return _fit(setup, out, resume, cache, (*observers, _drawn(meter)))
+    return _fit(setup, out, resume, cache, observers)
+
+
+def _written(method: str, preset: str, given: Mapping[str, object] | None) -> str:
+    spec = settings.MethodSpec.parse(method)
+    refuse(settings.nobodys([spec], given or {}))
+    return settings.written(method, preset, given)
+
+
+def _drawn(meter: Meter) -> Observer:
+    def observe(event: Mapping[str, object]) -> None:
+        row = cast(Mapping[str, float], event["metrics"])
+        meter.update(0, "running", cast(float, event["fraction"]), row, str(event["label"]))
+
+    return observe
+
+
+def _fit(
+    setup: Setup,
+    out: str | Path | None,
+    resume: Literal["auto", "never"],
+    cache: ContentCache | None,
+    observers: Sequence[Observer],
+) -> Result:
     folder = None if out is None else _claimed(RunFolder(out), setup, resume)
     finished = folder is not None and folder.is_done
     try:

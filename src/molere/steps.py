@@ -30,6 +30,8 @@ class Seen:
     """Outputs of the blocks before the cut, where meta-gradients run through the last blocks only."""
     tape: GhostTape | None = None
     """The calls that parameters entered, where the products are taken layer by layer."""
+    given: Float[Tensor, " n"] | None = None
+    """Weights that the examples came with; the losses have them as factors."""
 
     def __len__(self) -> int:
         return len(self.batch)

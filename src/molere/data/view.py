@@ -19,6 +19,8 @@ class PoolView:
         self.clean_y = None if pool.clean_y is None else pool.clean_y[index]
         self.ids = None if pool.ids is None else pool.ids[index.cpu().numpy()]
         self.num_classes = pool.num_classes
+        weight: Tensor | None = getattr(pool, "weight", None)
+        self.weight = None if weight is None else weight[index]
 
     def __len__(self) -> int:
         return len(self._index)
