@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from molere.compare import compare
     from molere.data.pool import Batch, Data, DatasetPool, Pool, TensorPool
-    from molere.data.sources import load
+    from molere.data.sources import from_arrays, from_datasets, load
+    from molere.estimator import MolereClassifier
     from molere.learner import Learner
     from molere.metagrad import CentralDifference, ForwardMode, OneSidedDifference, weight_gradient
     from molere.method import Method, Run
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from molere.methods.molere import Molere
     from molere.recipe import Recipe
     from molere.result import Result
+    from molere.reweight import Reweighter
     from molere.run import fit
     from molere.split import Clean, Easiest, Given, Hardest, Random, Split, probabilistic_margin
     from molere.testing import check_method
@@ -35,6 +37,8 @@ __all__ = [
     "DatasetPool",
     "Data",
     "load",
+    "from_arrays",
+    "from_datasets",
     "Split",
     "probabilistic_margin",
     "Random",
@@ -57,12 +61,14 @@ __all__ = [
     "Molere",
     "fit",
     "compare",
+    "MolereClassifier",
+    "Reweighter",
     "check_method",
 ]
 
 _MODULES = {
     "molere.data.pool": ("Batch", "Pool", "TensorPool", "DatasetPool", "Data"),
-    "molere.data.sources": ("load",),
+    "molere.data.sources": ("load", "from_arrays", "from_datasets"),
     "molere.split": ("Split", "probabilistic_margin", "Random", "Easiest", "Hardest", "Clean", "Given"),
     "molere.learner": ("Learner",),
     "molere.metagrad": ("weight_gradient", "ForwardMode", "CentralDifference", "OneSidedDifference"),
@@ -75,6 +81,8 @@ _MODULES = {
     "molere.methods.molere": ("Molere",),
     "molere.run": ("fit",),
     "molere.compare": ("compare",),
+    "molere.estimator": ("MolereClassifier",),
+    "molere.reweight": ("Reweighter",),
     "molere.testing": ("check_method",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -5,18 +5,23 @@ stopped, runs that fail are listed and do not stop the others.
 """
 
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from molere import search, tuning
+from molere import registry, search, tuning
+from molere import settings as of_methods
 from molere.errors import ConfigError
+from molere.fields import refuse
 from molere.jobs import Failure, Job, Outcome, Plan, Progress, imported, run_here
 from molere.ledger import Ledger, machine
+from molere.meter import Meter
 from molere.request import Request, call, cores, request, side_by_side
 from molere.show import trackers
 from molere.tuning import Chosen
@@ -103,7 +108,7 @@ class Comparison:
 
 
 def compare(
-    methods: Sequence[Any],  # Any: names or objects, see Args; the types of objects would need torch here
+    methods: Sequence[Any] | Literal["all"],  # Any: names or objects, see Args; types of objects would need torch here
     *,
     data: Any = "digits",
     model: Any = None,
@@ -115,12 +120,15 @@ def compare(
     force: bool = False,
     tune: int = 0,
     track: Sequence[Any] = (),
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], None] | None = None,
     command: str | None = None,
+    preset: str = "default",
+    settings: Mapping[str, Any] | None = None,
+    logits: Callable[[Any], Any] | None = None,
 ) -> Comparison:
     """Train each method on each seed and compare them with ERM, seed by seed.
 
-    Args: methods: names such as `lrw-hard@paper[keep=true]`, mappings of a spec's fields, or Methods. data:
+    Args: methods: names such as `lrw-hard@paper[keep=true]`, mappings of a spec's fields, or Methods; or "all". data:
     a name, a mapping of arguments of `load`, or a Data. Named data are split anew for each seed. model: a
     name, a factory or a module; none: the data's own default. recipe: a Recipe, or settings over the data's
     own defaults; the same for every method. seeds: the seeds, or how many (5: 0 to 4). out: folder of the
@@ -130,8 +138,10 @@ def compare(
     start anew. force: go on although settings differ from those in `out`; runs that have ended keep the old ones,
     and the table mixes both. tune: trials of a random search for each method before the comparison, on the data of
     the first seed and judged on selection data; 0: none. track: trackers to be told of each run, by name
-    (tensorboard, wandb, mlflow), or objects. progress: called with news of each run, in this process.
-    command: what the report names as the way to make it again; none: this call.
+    (tensorboard, wandb, mlflow), or objects. progress: True shows how far it is on standard error; or a function,
+    called with news of each run in this process. command: what the report names as the way to make it again; none:
+    this call. preset: of all methods named without one. settings: of all named methods that have them.
+    logits: where the logits are in what a module of yours returns, if it returns more.
 
     Returns:
         The comparison, failed runs among it.
@@ -139,7 +149,18 @@ def compare(
     Raises: ConfigError, DataError: before any training. StorageError: `out` is in use, not writable, or
     holds another comparison. If no run at all ended well: the error of the first.
     """
-    asked = request(methods, data, model, recipe, seeds, tune)
+    if logits is not None:
+        from molere.adapters import reading
+
+        model = reading(model, logits)
+    if progress is True:
+        with Meter(0, shows=True, bars=sys.stderr.isatty()) as meter:
+            told = partial(_tell, meter)
+            return compare(
+                methods, data=data, model=model, recipe=recipe, seeds=seeds, out=out, jobs=jobs, resume=resume,
+                tune=tune, progress=told, command=command, preset=preset, settings=settings,
+            )  # fmt: skip
+    asked = request(_written(methods, preset, settings), data, model, recipe, seeds, tune)
     search.check(asked.methods, data, recipe, tune)
     count = side_by_side(jobs, asked)
     trackers.check(track)
@@ -153,7 +174,7 @@ def compare(
         else:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if count > 1 else None
         plan = Plan(data, model, recipe, cache, resume, force, track=tuple(track), **PARTS)
-        tally = _Tally(asked, ledger, progress)
+        tally = _Tally(asked, ledger, progress or None)
 
         def run(jobs: Sequence[Job], take: Callable[[Progress | Outcome], None]) -> None:
             _run(jobs, plan, take, count)
@@ -165,6 +186,23 @@ def compare(
             tally.stop(error)
             raise
         return tally.close(command or call(asked, jobs), count, plan.report)
+
+
+def _written(methods: Any, preset: str, given: Mapping[str, Any] | None) -> Any:
+    """The methods, preset and settings written into those that are named."""
+    methods = list(registry.METHODS) if methods == "all" else methods
+    if isinstance(methods, str) or (preset == "default" and not given):
+        return methods
+    named = [m for m in methods if isinstance(m, str)]
+    refuse(of_methods.nobodys([of_methods.MethodSpec.parse(m) for m in named], given or {}))
+    return [of_methods.written(m, preset, given) if isinstance(m, str) else m for m in methods]
+
+
+def _tell(meter: Meter, news: Progress) -> None:
+    """News of a run, drawn; runs are counted as they are heard of."""
+    key = (news.job.label, news.job.seed, news.job.trial)
+    meter.total = max(meter.total, len({*meter.fractions, key}))
+    meter.update(key, news.state, news.fraction, news.metrics, f"{news.job.label}, seed {news.job.seed}")
 
 
 class _Tally:

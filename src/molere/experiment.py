@@ -151,12 +151,7 @@ class Experiment:
     @property
     def labels(self) -> list[str]:
         """The methods with the preset and the settings under `method` written into each that has them."""
-        return [str(_resolved(spec, self)) for spec in self.specs]
-
-
-def _resolved(spec: MethodSpec, e: Experiment) -> MethodSpec:
-    preset = spec.preset or (e.preset if registry.METHODS[spec.name].paper and e.preset != "default" else "")
-    return MethodSpec(spec.name, preset, merge_all(spec.settings, settings.applicable(spec, e.method)))
+        return [settings.written(str(spec), self.preset, self.method) for spec in self.specs]
 
 
 def experiment(*layers: Mapping[str, object]) -> Experiment:

@@ -115,6 +115,10 @@ class Learner:
         """What losses are multiplied with before their backward pass (float16); 1 otherwise."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
+    def use_scaler(self, scaler: torch.amp.GradScaler | None) -> None:
+        """Take the loss scale from somebody else's scaler, if it is on."""
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+
     def _clear(self) -> None:
         for p in self._leaves:
             p.grad = None
@@ -240,6 +244,7 @@ class Learner:
         for name, p in self.params.items():
             twins[p].grad = torch.empty_like(p).copy_(grads[name])
         states, groups = optimizer.state, optimizer.param_groups
+        hooks = _hooks(optimizer)
         try:
             optimizer.param_groups = [{**g, "params": [twins[p] for p in g["params"]]} for g in groups]
             optimizer.state = type(states)(dict, {twins.get(p, p): _copied(s) for p, s in states.items()})
@@ -248,6 +253,7 @@ class Learner:
             after = optimizer.state
         finally:
             optimizer.state, optimizer.param_groups = states, groups
+            vars(optimizer).update(hooks)
         stepped: Params = {}
         seen: Params = {}
         for name, p in self.params.items():
@@ -280,6 +286,14 @@ class Learner:
             self.schedule.load_state_dict(state["schedule"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def _hooks(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Take off what others have called at each step (averages of weights, counters); returned to be put back."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    hooks = {name: vars(optimizer)[name] for name in names if name in vars(optimizer)}
+    vars(optimizer).update({name: type(held)() for name, held in hooks.items()})
+    return hooks
 
 
 def _compiled(model: nn.Module, backend: str) -> Callable[..., Tensor]:

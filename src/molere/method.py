@@ -197,7 +197,7 @@ class Run:
 
         remember: keep what a meta-gradient needs of it.
         """
-        stream = rng.key(self.seed, "dropout", self.updates)
+        stream = self._stream()
         if self._passes.parts > 1:
             return self._forward_in_parts(batch, stream)
         rng.reseed(stream)
@@ -206,6 +206,10 @@ class Run:
             losses = cross_entropy(logits, batch.y)
         self.cost.forward += len(batch)
         return Seen(batch, logits, losses, features, stream, recorded, tape)
+
+    def _stream(self) -> int:
+        """The key of this update's dropout masks."""
+        return rng.key(self.seed, "dropout", self.updates)
 
     def _forward_in_parts(self, batch: Batch, stream: int) -> Seen:
         """Logits without a graph below them; `update` passes the batch again, part by part."""

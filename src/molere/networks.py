@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,7 +90,7 @@ class WeightNet(nn.Module):
                 module.train(mode)
         return self
 
-    def forward(self, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+    def forward(self, x: Shaped[Tensor, "n *shape"], y: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
         return self.head(_with_labels(self.body(x), y, self.num_classes)).squeeze(1)
 
 

@@ -46,6 +46,14 @@ class Passes:
         self._evaluating = None if recipe.meta_bn == "batch" else _BatchNorm
         self.parts = recipe.accumulate
 
+    def listen(self, tap: Tap) -> None:
+        """Take the features of passes from here."""
+        self._tap = tap
+
+    def lower(self, dtype: torch.dtype | None) -> None:
+        """Autocast training passes to this type; none: leave them as they are."""
+        self._low = dtype
+
     @property
     def repeatable(self) -> bool:
         """Whether a virtual pass at the same parameters gives the training pass's losses."""

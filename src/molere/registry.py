@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 
 from molere.data.named.entries import DATASETS as DATASETS
 from molere.data.named.entries import DatasetEntry as DatasetEntry
@@ -50,7 +51,7 @@ def _lrw(holdout: str, summary: str) -> Entry:
     return Entry("molere.methods.lrw", "LRW", summary, {"holdout": {"kind": holdout}}, paper, needs)
 
 
-METHODS: Mapping[str, Entry] = {
+METHODS: dict[str, Entry] = {
     "erm": Entry("molere.methods.erm", "ERM", "every example counts the same, the whole pool"),
     "erm-part": Entry(
         "molere.methods.control",
@@ -184,6 +185,25 @@ METHODS: Mapping[str, Entry] = {
     ),
     "trimmed": Entry("molere.methods.dro", "Trimmed", "leaves out the largest losses of each batch"),
 }
+
+GROUP = "molere.methods"
+"""Entry points by which other packages offer methods: `name = "package.module:Class"`."""
+
+
+def discovered() -> dict[str, Entry]:
+    """Methods of other installed packages, by name; the package's own summary stands for theirs. Imports none of them.
+
+    A name that is one of ours stays ours; of two packages that offer the same name the first by package name has it.
+    """
+    found = dict[str, Entry]()
+    offered = [(p.dist, p) for p in metadata.entry_points(group=GROUP) if p.dist is not None and p.name not in METHODS]
+    for package, point in sorted(offered, key=lambda each: each[0].name):
+        about = (package.metadata.get_all("Summary") or ["no summary"])[0]
+        found.setdefault(point.name, Entry(point.module, point.attr, f"{about} (package {package.name})"))
+    return found
+
+
+METHODS.update(discovered())
 
 PRESETS: Mapping[str, str] = {
     "default": "settings that worked in our measurements",

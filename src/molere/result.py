@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from molere.steps import Cost
+from molere.summary import summary
 
 if TYPE_CHECKING:
     from molere.show.plots import OfRun
@@ -60,6 +61,10 @@ class Result:
     def plot(self) -> "OfRun":
         """Figures by name: `result.plot.margins()`, `result.plot.weights()`."""
         return importlib.import_module("molere.show.plots").OfRun(self)  # drawing comes long after results
+
+    def __str__(self) -> str:
+        """What the run came to, in a few lines."""
+        return summary(self.as_dict())
 
     def _repr_html_(self) -> str:
         return self.plot.html()

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from molere import registry, rng, settings
+from molere.adapters import Read, reading
 from molere.data import sources
 from molere.data.pool import Data
 from molere.errors import ConfigError, DataError, StorageError
 from molere.fields import build as build_settings
+from molere.fields import refuse
+from molere.meter import Meter
 from molere.method import Method
 from molere.models import build
 from molere.models.weights import load_weights
@@ -35,9 +39,9 @@ Model = str | nn.Module | Callable[[], nn.Module]
 
 
 def fit(
-    method: str | Method[Any],  # Any: of whatever state
+    method: str | Method[Any] = "molere",  # Any: of whatever state
     *,
-    data: str | Mapping[str, Any] | Data,
+    data: str | Mapping[str, Any] | Data = "digits",
     model: Model | None = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -49,6 +53,10 @@ def fit(
     label: str | None = None,
     report: bool = True,
     track: Sequence[str | Tracker] = (),
+    preset: str = "default",
+    settings: Mapping[str, object] | None = None,
+    logits: Read | None = None,
+    progress: bool = False,
 ) -> Result:
     """Train one classifier by one method; the same arguments give the same bits on a CPU, interrupted or not.
 
@@ -67,6 +75,10 @@ def fit(
         report: write report.html into `out` at the end.
         track: trackers to be told of each epoch, by name (tensorboard, wandb, mlflow), or objects; what goes wrong in
             one of them does not concern the run.
+        preset: `paper` for a method as published; for a method given by name that names no preset itself.
+        settings: of a method given by name, as in `{"delta": 0.2}`; those it does not have are refused.
+        logits: where the logits are in what a module of yours returns, if it returns more: `lambda out: out[0]`.
+        progress: show how far the run is, on standard error.
 
     Returns:
         The result, with the classifier at the last update.
@@ -75,8 +87,44 @@ def fit(
         ConfigError, DataError, StorageError, NumericsError, ResourceError: one line each, before the first update
         wherever possible.
     """
-    setup = _setup(method, data, model, recipe, seed, label)
     check_trackers(track)
+    if isinstance(method, str):
+        method = _written(method, preset, settings)
+    elif preset != "default" or settings:
+        raise ConfigError(
+            "preset and settings are for a method given by name; a Method has its settings: state them there"
+        )
+    setup = _setup(method, data, model if logits is None else reading(model, logits), recipe, seed, label)
+    if progress:
+        with Meter(1, shows=True, bars=sys.stderr.isatty()) as meter:
+            return _fit(setup, out, resume, force, cache, (*observers, _drawn(meter)), report, track)
+    return _fit(setup, out, resume, force, cache, observers, report, track)
+
+
+def _written(method: str, preset: str, given: Mapping[str, object] | None) -> str:
+    spec = settings.MethodSpec.parse(method)
+    refuse(settings.nobodys([spec], given or {}))
+    return settings.written(method, preset, given)
+
+
+def _drawn(meter: Meter) -> Observer:
+    def observe(event: Mapping[str, object]) -> None:
+        row = cast(Mapping[str, float], event["metrics"])
+        meter.update(0, "running", cast(float, event["fraction"]), row, str(event["label"]))
+
+    return observe
+
+
+def _fit(
+    setup: Setup,
+    out: str | Path | None,
+    resume: Literal["auto", "never"],
+    force: bool,
+    cache: ContentCache | None,
+    observers: Sequence[Observer],
+    report: bool,
+    track: Sequence[str | Tracker],
+) -> Result:
     folder = None if out is None else _claimed(RunFolder(out), setup, resume, force)
     finished = folder is not None and folder.is_done
     watching = [] if finished else guarded(track)
@@ -91,7 +139,7 @@ def fit(
                 folder.log("resumed" if training.run.updates else "started", updates=training.run.updates)
             for tracker in watching:
                 place = None if folder is None else folder.path
-                tracker.start(f"{setup.label} seed {seed}", setup.config(), place, training.run.updates)
+                tracker.start(f"{setup.label} seed {setup.seed}", setup.config(), place, training.run.updates)
             training.loop()
             result = training.result(peak)
         summary = result.last

@@ -152,6 +152,16 @@ def make_method(
     return cast("Method[Any]", build(load(registry.METHODS[spec.name]), settings, spec.name, kinds()))
 
 
+def written(method: str, preset: str = "default", overrides: Mapping[str, object] | None = None) -> str:
+    """A spec with a preset and settings written into it: the preset where it has none, settings where it has such."""
+    spec = MethodSpec.parse(method)
+    pick("preset", preset, registry.PRESETS)
+    own = spec.preset or (preset if registry.METHODS[spec.name].paper and preset != "default" else "")
+    if own == spec.preset and not overrides:
+        return method
+    return str(MethodSpec(spec.name, own, merge_all(spec.settings, applicable(spec, overrides or {}))))
+
+
 def load(entry: registry.Entry) -> type:
     """The class behind a name."""
     return getattr(importlib.import_module(entry.module), entry.attribute)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from molere import rng, signals
+from molere.adapters import hint
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, NumericsError, ResourceError
 from molere.evaluate import among, metrics
@@ -156,7 +157,7 @@ class Training:
         if self._good is None or self.rollbacks == MOST_ROLLBACKS:
             raise NumericsError(f"{error} (went back {self.rollbacks} times)") from error
         rollbacks = self.rollbacks + 1
-        self._restore(self._good.state())
+        self._resume(self._good.state())
         self.rollbacks = rollbacks
         self._schedule().damp(0.5**rollbacks)
         self._tell("rolled back", error)
@@ -299,7 +300,7 @@ class Training:
     def _state_dict(self) -> dict[str, Any]:  # Any: plain data and tensors
         return {
             "run": self.run.state_dict(),
-            "method": _state_of(self.state),
+            "method": state_of(self.state),
             "rows": len(self.history),
             "history": self.history,
             "best": self.best,
@@ -315,12 +316,12 @@ class Training:
         if found is None:
             self.folder.metrics.truncate_to(0)
             return
-        self._restore(found[1])
+        self._resume(found[1])
         self._keep_good()
 
-    def _restore(self, state: Mapping[str, Any]) -> None:  # Any: what `_state_dict` gave
+    def _resume(self, state: Mapping[str, Any]) -> None:  # Any: what `_state_dict` gave
         self.run.load_state_dict(state["run"])
-        _restore(self.state, state["method"])
+        restore(self.state, state["method"])
         self.history, self.best, self.seconds = state["history"], state["best"], state["seconds"]
         self.rollbacks = state["rollbacks"]
         if self.folder is not None:
@@ -376,6 +377,9 @@ def open_run(setup: Setup, scouts: Scouts) -> Run:
     model = model.double() if recipe.precision == "float64" else model
     if recipe.channels_last:
         model = cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs know no keyword form
+    check_trained(model)
+    if recipe.precision == "float32" and next(p for p in model.parameters() if p.requires_grad).dtype == torch.float64:
+        recipe = dataclasses.replace(recipe, precision="float64")  # a module that comes in it stays in it
     _check_outputs(model, pool, setup.device)
     model.train()
     per_epoch = len(pool) // recipe.batch_size
@@ -423,6 +427,13 @@ def open_run(setup: Setup, scouts: Scouts) -> Run:
     )
 
 
+def check_trained(model: nn.Module) -> None:
+    """ConfigError for a module of which nothing trains."""
+    if not any(p.requires_grad for p in model.parameters()):
+        hint = "unfreeze what is to learn, as model.head.requires_grad_(True)"
+        raise ConfigError(f"{type(model).__name__} has no parameter that is trained; {hint}")
+
+
 def _compiler(recipe: Recipe) -> str | None:
     """The recipe's backend of torch.compile, if it names one that is here."""
     if recipe.compile is None:
@@ -444,7 +455,8 @@ def _check_outputs(model: nn.Module, pool: Pool, device: torch.device) -> None:
         out = cast(object, model(x.double() if double and x.is_floating_point() else x))
     name = type(model).__name__
     if not isinstance(out, Tensor):
-        raise ConfigError(f"{name} returns a {type(out).__name__}, expected logits [n, classes]; wrap it in a module")
+        given = f"{name} returns a {type(out).__name__}, expected logits [n, classes]"
+        raise ConfigError(f"{given}; say where they are in it: {hint(out)}")
     if out.ndim != 2 or len(out) != len(x):
         given = f"{name} gives {list(out.shape)} for {len(x)} examples"
         raise ConfigError(f"{given}, expected logits [{len(x)}, {pool.num_classes}]; flatten its output")
@@ -463,7 +475,7 @@ def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {k: math.fsum(v) / len(v) for k, v in values.items() if v}
 
 
-def _state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors
+def state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors
     """A method's state without its learners, which the run saves under their names."""
     if state is None:
         return {}
@@ -471,7 +483,7 @@ def _state_of(state: object) -> dict[str, Any]:  # Any: plain data and tensors
     return {k: v for k, v in values.items() if not isinstance(v, Learner)}
 
 
-def _restore(state: object, saved: Mapping[str, Any]) -> None:  # Any: as above
+def restore(state: object, saved: Mapping[str, Any]) -> None:  # Any: as above
     """Put saved values back, tensors on the device that `init` chose for them."""
     for name, value in saved.items():
         made = getattr(state, name)

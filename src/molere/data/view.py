@@ -21,6 +21,8 @@ class PoolView:
         given: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
         self.weight = None if given is None else given[index]
         self.num_classes = pool.num_classes
+        weight: Tensor | None = getattr(pool, "weight", None)
+        self.weight = None if weight is None else weight[index]
 
     def __len__(self) -> int:
         return len(self._index)

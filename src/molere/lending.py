@@ -1,0 +1,123 @@
+"""Lending: what is found out about somebody else's module, optimiser and data, so that a run can be made of them."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from molere.adapters import Adapted, Read, hint
+from molere.borrowed import Borrowed, Handed
+from molere.data.pool import DatasetPool, Pool, TensorPool
+from molere.errors import ConfigError, DataError
+from molere.fields import build
+from molere.models import head_of
+from molere.recipe import Recipe
+from molere.steps import chunks
+
+LOOPS = {
+    "epochs": "pass epochs= to Reweighter",
+    "batch_size": "pass batch_size= to Reweighter",
+    "accumulate": "pass accumulate= to Reweighter",
+    "optimizer": "it is the optimiser given",
+    "lr": "it is the optimiser's",
+    "weight_decay": "it is the optimiser's",
+    "momentum": "it is the optimiser's",
+    "device": "it is the module's",
+    "compile": "compile the module yourself, for your own passes",
+    "meta_share": "all blocks are used",
+}
+"""Settings of training that are not the Reweighter's, and where they are said."""
+
+ENDLESS = 10**12
+"""Updates of a run whose length was not said."""
+
+
+def recipe_of(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, size: int, epochs: int, said: Mapping[str, object]
+) -> Recipe:
+    """The recipe of a loop: what its optimiser and module show, and what was said."""
+    shown: dict[str, object] = {
+        "epochs": epochs,
+        "batch_size": size,
+        "optimizer": partial(like, type(optimizer), dict(optimizer.defaults)),
+        "lr": max(float(optimizer.param_groups[0]["lr"]), 1e-12),
+        "precision": "float64" if parameter.dtype == torch.float64 else "float32",
+        "device": str(parameter.device),
+    }
+    return build(Recipe, {**shown, **said}, "recipe")
+
+
+class EpochBatches(Iterable[list[int]]):
+    """The training batches of an epoch, as lists of positions; how many there are is its length."""
+
+    def __init__(self, begun: Callable[[], Borrowed]) -> None:
+        self._begun = begun
+
+    def __len__(self) -> int:
+        run = self._begun()
+        return (run.per_epoch - run.updates % run.per_epoch) * run.micros
+
+    def __iter__(self) -> Iterator[list[int]]:
+        run = self._begun()
+        for update in range(run.updates, run.updates + len(self) // run.micros):
+            index = run.positions(update, run.batch_size * run.micros)
+            yield from (cast(list[int], part.tolist()) for part in chunks(index, run.batch_size))
+
+
+def weights_of(handed: Handed) -> Tensor:
+    """The weights of the examples that train; ones where the method has none for them."""
+    return torch.ones_like(handed.seen.losses.detach()) if handed.weights is None else handed.weights.clone()
+
+
+def check_labels(y: Tensor) -> None:
+    """DataError unless labels are class indices [n]."""
+    if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        given = f"y is {y.dtype} of shape {list(y.shape)}"
+        raise DataError(f"{given}, expected class indices [n]; weigh before labels are mixed")
+
+
+def classes_of(out: object, n: int, module: nn.Module) -> int:
+    """The number of classes that a module's output [n, c] shows; ConfigError for another output."""
+    name = type(module.module if isinstance(module, Adapted) else module).__name__
+    if not isinstance(out, Tensor):
+        raise ConfigError(f"{name} returns a {type(out).__name__}, expected logits [n, classes]; pass {hint(out)}")
+    if out.ndim != 2 or len(out) != n:
+        given = f"{name} gives {list(out.shape)} for {n} examples"
+        raise ConfigError(f"{given}, expected logits [{n}, classes]; say with logits= where they are")
+    return out.shape[1]
+
+
+def head_or_none(module: nn.Module) -> nn.Module | None:
+    """The head, or none; methods that need one say so."""
+    try:
+        return head_of(module)[1]
+    except ConfigError:
+        return None
+
+
+def pool_of(data: Any) -> Pool:  # Any: as Reweighter takes it
+    """Training data as a pool."""
+    if isinstance(data, Pool):
+        return data
+    if isinstance(data, tuple):
+        x, y = cast(tuple[Any, Any], data)
+        return TensorPool(x, y)
+    return DatasetPool(data)
+
+
+def built(model: nn.Module, read: Read | None) -> nn.Module:
+    """A copy of the module as it was at the start."""
+    made = copy.deepcopy(model)
+    return made if read is None else Adapted(made, read)
+
+
+def like(
+    kind: Callable[..., torch.optim.Optimizer], defaults: Mapping[str, Any], parameters: Any, *, lr: float, **given: Any
+) -> torch.optim.Optimizer:
+    """An optimiser like the owner's, for models that are trained first."""
+    known = inspect.signature(kind).parameters
+    return kind(parameters, **{**{k: v for k, v in defaults.items() if k in known}, **given, "lr": lr})

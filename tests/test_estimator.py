@@ -1,0 +1,367 @@
+"""The estimator is one of scikit-learn's, by scikit-learn's own tests, and says what it learned of the examples."""
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.datasets import load_digits, load_iris
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import Tensor, nn
+
+from molere import LRW, MolereClassifier
+from molere.data.sparse import SparsePool
+from molere.data.weighted import WeightedPool
+from molere.errors import ConfigError, DataError, StorageError
+from molere.testing import rare_region
+
+NOT_PROMISED = {
+    "check_sample_weight_equivalence_on_dense_data": "batches of repeated examples are not those of weighted ones",
+    "check_sample_weight_equivalence_on_sparse_data": "the same, for sparse matrices",
+}
+
+
+def not_promised(estimator: BaseEstimator) -> dict[str, str]:
+    return NOT_PROMISED
+
+
+@parametrize_with_checks([MolereClassifier(epochs=10)], expected_failed_checks=not_promised)
+def test_scikit_learn_accepts_it(estimator: BaseEstimator, check: Any) -> None:
+    check(estimator)
+
+
+def few(**settings: Any) -> MolereClassifier:
+    return MolereClassifier(**{"epochs": 3, "batch_size": 32, "random_state": 0, **settings})
+
+
+@pytest.fixture(scope="module")
+def iris() -> tuple[np.ndarray, np.ndarray]:
+    x, y = load_iris(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    return x[order], y[order]
+
+
+# ---- first use
+
+
+def test_three_lines_learn_the_digits() -> None:
+    x, y = load_digits(return_X_y=True)
+    assert MolereClassifier(random_state=0, epochs=8).fit(x[:1200], y[:1200]).score(x[1200:], y[1200:]) > 0.9
+
+
+def test_by_default_small_data_get_about_a_thousand_updates_and_tiny_data_a_hundred_epochs() -> None:
+    clf = MolereClassifier()
+    assert [clf._recipe(n).epochs for n in (20, 64 * 40, 10**6)] == [100, 25, 10]
+    assert [clf._recipe(n).batch_size for n in (20, 1000)] == [20, 64]
+
+
+def test_the_same_state_gives_the_same_classifier(iris: Any) -> None:
+    one, two = (few(method="lrw-random").fit(*iris) for _ in range(2))
+    np.testing.assert_array_equal(one.predict_proba(iris[0]), two.predict_proba(iris[0]))
+    np.testing.assert_array_equal(one.weights_, two.weights_)
+
+
+# ---- what it knows of the examples
+
+
+def test_attributes_are_in_the_order_of_x_and_held_out_examples_have_no_weight(iris: Any) -> None:
+    clf = few(method="lrw-random[q=2]").fit(*iris)
+    assert clf.weights_.shape == clf.margins_.shape == (150,)
+    assert np.isnan(clf.weights_).sum() == 15
+    p = clf.predict_proba(iris[0])
+    others = np.where(np.arange(3) == iris[1][:, None], -np.inf, p).max(1)
+    np.testing.assert_allclose(clf.margins_, p[np.arange(150), iris[1]] - others, atol=1e-5)
+    assert len(clf.hard_examples_) == 15
+    assert set(clf.hard_examples_) == set(np.argsort(clf.margins_, kind="stable")[:15])
+    assert set(clf.suspects_) == set(np.flatnonzero(clf.margins_ < 0))
+    assert [row["epoch"] for row in clf.history_] == [1, 2, 3]
+
+
+def test_wrong_labels_are_among_the_suspects_of_models_that_did_not_see_them(iris: Any) -> None:
+    x, y = iris[0], iris[1].copy()
+    wrong = np.arange(0, 150, 15)
+    y[wrong] = (y[wrong] + 1) % 3
+    clf = few(method="lrw-hard", epochs=10, batch_size=16).fit(x, y)
+    assert np.isin(wrong, clf.suspects_).mean() >= 0.8
+    assert len(clf.suspects_) < 40
+
+
+# ---- what it accepts
+
+
+def test_labels_may_be_strings_and_probabilities_follow_their_order(iris: Any) -> None:
+    names = np.array(["setosa", "versicolor", "virginica"])
+    by_name, by_number = few(epochs=10).fit(iris[0], names[iris[1]]), few(epochs=10).fit(*iris)
+    assert list(by_name.classes_) == list(names)
+    np.testing.assert_array_equal(by_name.predict(iris[0]), names[by_number.predict(iris[0])])
+
+
+def test_pandas_frames_keep_their_columns(iris: Any) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(iris[0], columns=list("abcd"))
+    labels = pd.Series(np.array(["x", "y", "z"])[iris[1]])
+    clf = few().fit(frame, labels)
+    assert list(clf.feature_names_in_) == list("abcd")
+    np.testing.assert_array_equal(clf.predict(frame), few().fit(iris[0], labels.to_numpy()).predict(iris[0]))
+    with pytest.raises(ValueError, match="feature names"):
+        clf.predict(frame.rename(columns={"a": "q"}))
+
+
+def test_polars_frames_are_tables(iris: Any) -> None:
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame(iris[0], schema=list("abcd"))
+    clf = few().fit(frame, pl.Series(["x", "y", "z"])[iris[1].tolist()])
+    np.testing.assert_array_equal(clf.predict(frame), np.array(["x", "y", "z"])[few().fit(*iris).predict(iris[0])])
+
+
+def test_words_stay_sparse() -> None:
+    texts = ["good fine great", "bad poor awful", "great good", "awful bad"] * 10
+    pipe = make_pipeline(TfidfVectorizer(), few(epochs=10, batch_size=8)).fit(texts, ["up", "down"] * 20)
+    assert list(pipe.predict(["fine", "poor"])) == ["up", "down"]
+
+
+def test_a_sparse_matrix_and_its_dense_twin_give_the_same_classifier(iris: Any) -> None:
+    x = iris[0] / np.abs(iris[0]).max(0)
+    sparse = few().fit(scipy.sparse.csr_matrix(x), iris[1])
+    dense = few(scale=False).fit(x, iris[1])
+    np.testing.assert_allclose(sparse.predict_proba(scipy.sparse.csr_array(x)), dense.predict_proba(x), atol=1e-6)
+
+
+def test_images_go_to_a_convolutional_network() -> None:
+    x, y = load_digits(return_X_y=True)
+    images = (x * 15).astype(np.uint8).reshape(-1, 8, 8)[:300]
+    clf = few(epochs=3, batch_size=32).fit(images, y[:300])
+    assert any(isinstance(m, nn.Conv2d) for m in clf.module_.modules())
+    assert clf.predict_proba(images[:5]).shape == (5, 10)
+
+
+def test_token_ids_reach_a_module_of_ones_own_as_integers() -> None:
+    tokens = np.random.default_rng(0).integers(0, 20, (64, 5))
+    clf = few(model=Bag, scale=False).fit(tokens, tokens[:, 0] > 9)
+    assert clf.predict(tokens).dtype == bool
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.words(tokens).mean(1))
+
+
+def test_it_is_scaled_so_that_units_do_not_matter(iris: Any) -> None:
+    moved = few(epochs=8).fit(1000 * iris[0] + 5, iris[1])
+    np.testing.assert_allclose(
+        moved.predict_proba(1000 * iris[0] + 5), few(epochs=8).fit(*iris).predict_proba(iris[0]), atol=1e-4
+    )
+
+
+# ---- weights, groups and validation data
+
+
+def test_a_weight_of_zero_leaves_an_example_out(iris: Any) -> None:
+    kept = np.arange(150) % 3 > 0
+    clf = few(scale=False).fit(*iris, sample_weight=kept.astype(float))
+    alone = few(scale=False).fit(iris[0][kept], iris[1][kept])
+    np.testing.assert_array_equal(clf.predict_proba(iris[0]), alone.predict_proba(iris[0]))
+    assert np.isnan(clf.weights_[~kept]).all()
+
+
+def test_heavier_examples_are_fitted_better(iris: Any) -> None:
+    flipped = iris[1].copy()
+    flipped[:75] = (flipped[:75] + 1) % 3
+    heavy, light = np.where(np.arange(150) < 75, 20.0, 1.0), np.where(np.arange(150) < 75, 1.0, 20.0)
+    one, two = (
+        few(method="erm", epochs=15, model="linear").fit(iris[0], flipped, sample_weight=w) for w in (heavy, light)
+    )
+    assert one.margins_[:75].mean() > 0.2 > two.margins_[:75].mean()
+
+
+@pytest.mark.parametrize("method", ["mwn", "l2r", "lrw-random[q=1]"])
+def test_weights_of_ones_own_multiply_losses_wherever_they_are_used(method: str) -> None:
+    """Meta-gradients of weighted losses: the exact ones agree with those taken layer by layer."""
+    x, y = load_iris(return_X_y=True)
+    weights = np.random.default_rng(1).uniform(0.5, 2, 150)
+    shared: dict[str, Any] = {"method": method, "epochs": 1, "model": "linear"}
+    one, two = (
+        few(**shared, recipe={"precision": "float64", "estimator": e}).fit(x, y, sample_weight=weights)
+        for e in ("exact", "ghost")
+    )
+    np.testing.assert_allclose(one.weights_, two.weights_, rtol=1e-8)
+
+
+def test_groups_give_metrics_and_reach_methods(iris: Any) -> None:
+    groups = np.where(iris[0][:, 0] > 6, "long", "short")
+    clf = few(method="maple[risk=rex]").fit(*iris, groups=groups)
+    assert {"accuracy[long]", "accuracy[short]"} <= set(clf.result_.last)
+
+
+def test_validation_data_validate_weights_and_do_not_train(iris: Any) -> None:
+    x, y = iris
+    clf = few(method="mwn", recipe={"val_batch_size": 30}).fit(x[:100], y[:100], X_val=x[100:], y_val=y[100:])
+    assert not np.isnan(clf.weights_).any()
+    assert clf.result_.samples["in_validation"].sum() == 50
+    assert {"select_accuracy"} <= set(clf.history_[0])
+    assert clf.result_.last["accuracy"] == pytest.approx(clf.score(x[100:], y[100:]))
+
+
+def test_validation_data_of_a_method_without_any_are_for_looking_only(iris: Any) -> None:
+    x, y = iris
+    watched = few(scale=False).fit(x[:100], y[:100], X_val=x[100:], y_val=y[100:])
+    alone = few(scale=False).fit(x[:100], y[:100])
+    np.testing.assert_array_equal(watched.predict_proba(x), alone.predict_proba(x))
+
+
+# ---- scikit-learn's tools
+
+
+def test_a_grid_search_goes_over_methods_and_settings(iris: Any) -> None:
+    grid = {"method": ["erm", "cvar[alpha=0.5]"], "lr": [1e-6, 0.1]}
+    found = GridSearchCV(few(), grid, cv=2).fit(*iris)
+    assert found.best_params_["lr"] == 0.1
+    assert len(found.cv_results_["params"]) == 4
+
+
+def test_a_pipeline_and_predictions_out_of_fold(iris: Any) -> None:
+    pipe = make_pipeline(StandardScaler(), few(scale=False, epochs=10))
+    proba = cross_val_predict(pipe, *iris, cv=3, method="predict_proba")
+    assert (proba.argmax(1) == iris[1]).mean() > 0.85
+
+
+def test_settings_of_a_method_object_are_kept_by_clone() -> None:
+    clf = MolereClassifier(method=LRW(q=2), model=Bag)
+    copy = clone(clf)
+    assert copy.method == LRW(q=2)
+    assert copy.model is Bag
+
+
+def test_an_unfitted_estimator_can_be_pickled() -> None:
+    clf = MolereClassifier(method=LRW(q=2), model=Bag, recipe={"momentum": 0.5})
+    assert pickle.loads(pickle.dumps(clf)).get_params() == clf.get_params()
+
+
+# ---- files
+
+
+def of_tuple(out: tuple[Tensor, Tensor]) -> Tensor:
+    return out[0]
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.body(x)
+        return z, x
+
+
+@pytest.mark.parametrize("labels", ["numbers", "strings", "flags"])
+def test_a_fitted_classifier_comes_back_from_its_folder(labels: str, tmp_path: Path, iris: Any) -> None:
+    y = {"numbers": iris[1], "strings": np.array(["a", "bc", "d"])[iris[1]], "flags": iris[1] > 0}[labels]
+    clf = few(recipe={"momentum": 0.5}).fit(iris[0], y)
+    clf.save(tmp_path / "saved")
+    back = MolereClassifier.load(tmp_path / "saved")
+    np.testing.assert_array_equal(back.predict(iris[0]), clf.predict(iris[0]))
+    np.testing.assert_array_equal(back.predict_proba(iris[0]), clf.predict_proba(iris[0]))
+    np.testing.assert_array_equal(back.weights_, clf.weights_)
+    np.testing.assert_array_equal(back.hard_examples_, clf.hard_examples_)
+    assert back.classes_.dtype == clf.classes_.dtype
+    assert back.get_params() == clf.get_params()
+    assert back.result_.last == pytest.approx(clf.result_.last)
+    assert {p.suffix for p in (tmp_path / "saved").iterdir()} == {".json", ".parquet", ".safetensors"}
+
+
+def test_a_module_of_ones_own_is_asked_for_when_loading(tmp_path: Path, iris: Any) -> None:
+    clf = few(model=Pair, logits=of_tuple).fit(*iris)
+    clf.save(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"^the module was a Pair of yours, whose code is not stored: pass model=Pair$"
+    ):
+        MolereClassifier.load(tmp_path)
+    with pytest.raises(ConfigError, match="pass logits="):
+        MolereClassifier.load(tmp_path, model=Pair)
+    back = MolereClassifier.load(tmp_path, model=Pair, logits=of_tuple)
+    np.testing.assert_array_equal(back.predict_proba(iris[0]), clf.predict_proba(iris[0]))
+    with pytest.raises(StorageError, match="the stored values do not fit"):
+        MolereClassifier.load(tmp_path, model=Bag, logits=of_tuple)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, iris: Any) -> None:
+    few().fit(*iris).save(tmp_path)
+    file = tmp_path / "module.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(StorageError, match=r"module.safetensors is missing or damaged"):
+        MolereClassifier.load(tmp_path)
+    with pytest.raises(StorageError, match="holds no saved classifier"):
+        MolereClassifier.load(tmp_path / "nothing")
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "sentence"),
+    [
+        ({"method": "lrw-hrad"}, {}, "did you mean"),
+        ({"recipe": {"lr": 0.1}}, {}, "recipe states lr, which is a setting of MolereClassifier: pass lr=..."),
+        ({"model": "mlpp"}, {}, "unknown model"),
+        ({"epochs": 0}, {}, "epochs must be"),
+        ({}, {"sample_weight": [-1.0] * 20}, "sample_weight must not be negative"),
+        ({}, {"groups": [0, 1]}, "pass one group for each of 20 examples"),
+        ({}, {"X_val": np.zeros((3, 2))}, "X_val and y_val belong together"),
+        ({}, {"X_val": np.zeros((3, 2)), "y_val": [0, 1, 7]}, "y_val holds"),
+    ],
+)
+def test_a_mistake_is_a_sentence(settings: dict[str, Any], given: dict[str, Any], sentence: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2
+    with pytest.raises((ConfigError, DataError), match=sentence.replace("(", r"\(")) as caught:
+        few(**settings).fit(x, y, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_said_unless_asked_for(capsys: pytest.CaptureFixture[str], iris: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few().fit(*iris)
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- the pools below
+
+
+def test_a_sparse_pool_is_its_dense_rows() -> None:
+    x = np.array([[0, 1.5], [2, 0], [0, 0]])
+    pool = SparsePool(scipy.sparse.coo_matrix(x), [0, 1, 0], group=[1, 0, 1], ids=["a", "b", "c"])
+    batch = pool.batch(torch.tensor([2, 0]))
+    torch.testing.assert_close(batch.x, torch.tensor([[0.0, 0.0], [0.0, 1.5]]))
+    assert (batch.y.tolist(), batch.index.tolist(), len(pool)) == ([0, 0], [2, 0], 3)
+    assert pool.fingerprint() == SparsePool(scipy.sparse.csr_array(x), [0, 1, 0], group=[1, 0, 1]).fingerprint()
+    assert pool.fingerprint() != SparsePool(x, [0, 1, 1], group=[1, 0, 1]).fingerprint()
+    with pytest.raises(DataError, match="NaN"):
+        SparsePool(scipy.sparse.csr_matrix([[np.nan], [1]]), [0, 1])
+
+
+def test_a_weighted_pool_has_weights_of_mean_one_and_another_fingerprint() -> None:
+    pool = rare_region().train
+    weighted = WeightedPool(pool, torch.arange(1.0, len(pool) + 1))
+    assert float(weighted.weight.mean()) == pytest.approx(1)
+    assert weighted.fingerprint() != pool.fingerprint()
+    with pytest.raises(DataError, match="not negative"):
+        WeightedPool(pool, torch.full((len(pool),), -1.0))
+    with pytest.raises(DataError, match="one weight per example"):
+        WeightedPool(pool, torch.ones(3))
