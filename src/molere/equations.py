@@ -7,15 +7,13 @@ Equation numbers are those of Jain, Suggala and Shenoy, "Improving Generalizatio
 (CVPR 2024), unless the file says otherwise.
 """
 
-from molere.data.corrupt import (
+from molere.data.corrupt import long_tail, rare_group, tail_sizes
+from molere.data.noise import (
     flip_probabilities,
     flip_transition,
     instance_noise,
-    long_tail,
     noisy_probabilities,
-    rare_group,
     sibling_transition,
-    tail_sizes,
     transition_noise,
     uniform_noise,
     uniform_transition,
@@ -77,7 +75,7 @@ NOISE_AND_SHIFT = (
     uniform_noise, transition_noise, instance_noise, uniform_transition, flip_transition, sibling_transition,
     flip_probabilities, noisy_probabilities, long_tail, tail_sizes, rare_group,
 )  # fmt: skip
-"""molere.data.corrupt: wrong labels, long tails and rare groups, as functions of labels and a seed."""
+"""molere.data.noise, molere.data.corrupt: wrong labels, long tails and rare groups, as functions of labels and a seed."""
 
 MEASURES = (calibration_error,)
 """molere.evaluate."""
