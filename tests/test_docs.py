@@ -51,7 +51,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 WITH_PYTHON = [page for page in PAGES if any(blocks(page.read_text("utf-8"), "python"))]
-WITH_COMMANDS = (README, ROOT / "docs" / "comparing.md", OF_HOLDOUT, *OF_METHODS)
+WITH_COMMANDS = (README, ROOT / "docs" / "comparing.md", ROOT / "docs" / "faults.md", OF_HOLDOUT, *OF_METHODS)
 COMMANDS = [c for page in WITH_COMMANDS for c in commands(page.read_text("utf-8"))]
 TRAINS = [c for c in COMMANDS if c[0] in ("demo", "train", "compare")]
 RESUMES = [c for c in COMMANDS if c[0] == "resume"]

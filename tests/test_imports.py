@@ -102,6 +102,8 @@ ORDER = [
     "cli.page",
     "cli.listings",
     "cli.checkup",
+    "cli.health",
+    "cli.configure",
     "cli.work",
     "cli.app",
     "cli",

@@ -1,4 +1,4 @@
-"""The command line: molere demo | train | compare | resume | methods | models | data list."""
+"""The command line: molere demo | train | compare | resume | methods | models | data list | config | doctor."""
 
 import os
 import sys
