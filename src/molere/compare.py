@@ -6,13 +6,14 @@ stopped, runs that fail are listed and do not stop the others.
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from molere import search, tuning
+from molere.errors import StorageError
 from molere.jobs import Failure, Job, Outcome, Plan, Progress, run_here
 from molere.ledger import Ledger, machine
 from molere.request import Request, call, cores, request, side_by_side
@@ -199,7 +200,8 @@ class _Tally:
         """The comparison ends here: say why in the folder."""
         interrupted = isinstance(error, KeyboardInterrupt)
         code = getattr(error, "exit_code", 130 if interrupted else 1)
-        self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
+        with suppress(StorageError):  # a full disk, most likely: the error that counts is on its way
+            self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
 
     def close(self, command: str, count: int) -> Comparison:
         """The table of all that is there, written to the folder; raises the first failure if nothing is."""

@@ -1,5 +1,6 @@
 """fit: train one classifier by one method, with everything it leaves behind."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -86,9 +87,10 @@ def fit(
     except BaseException as error:
         if folder is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            _write_out(folder)
-            folder.log(state, error=f"{type(error).__name__}: {error}")
-            folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
+            with contextlib.suppress(StorageError):  # a full disk, most likely: the error that counts is on its way
+                _write_out(folder)
+                folder.log(state, error=f"{type(error).__name__}: {error}")
+                folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
         raise
     finally:
         if folder is not None:
@@ -202,7 +204,7 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:  # An
         for key in {**old, **new}:
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif before != now:
-        yield f"{where} ({_shown(before)} there, {_shown(now)} here)"
+        yield f"{where} ({_shown(cast(object, before))} there, {_shown(cast(object, now))} here)"
 
 
 def _shown(value: object) -> str:
