@@ -10,6 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
+from reliability import count, pytest_addoption, pytest_configure, row  # noqa: F401  # hooks and fixtures
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; tests interrupt programs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

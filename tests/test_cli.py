@@ -255,7 +255,7 @@ def test_a_traceback_is_shown_only_when_asked_for(molere: Command) -> None:
 
 
 def test_an_unexpected_error_is_one_line_too(molere: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("molere.cli.plan.experiment", lambda *_: 1 / 0)
+    monkeypatch.setattr("molere.cli.plan.experiment", lambda *_, **__: 1 / 0)
     said = molere("demo")
     assert (said.code, said.err) == (
         1,

@@ -52,8 +52,8 @@ def commands(text: str) -> list[list[str]]:
 
 WITH_PYTHON = [page for page in PAGES if any(blocks(page.read_text("utf-8"), "python"))]
 OF_COMMANDS = (
-    "comparing.md", "corruption.md", "models.md", "start.md", "which-method.md", "noisy-labels.md", "rare-groups.md",
-    "long-tail.md",
+    "comparing.md", "corruption.md", "models.md", "faults.md", "start.md", "which-method.md", "noisy-labels.md",
+    "rare-groups.md", "long-tail.md",
 )  # fmt: skip
 WITH_COMMANDS = (README, *(ROOT / "docs" / page for page in OF_COMMANDS), OF_HOLDOUT, *OF_METHODS)
 COMMANDS = [c for page in WITH_COMMANDS for c in commands(page.read_text("utf-8"))]

@@ -198,6 +198,8 @@ ORDER = [
     "cli.checkup",
     "cli.embed",
     "cli.look",
+    "cli.health",
+    "cli.configure",
     "cli.work",
     "cli.studies",
     "cli.reproduce",

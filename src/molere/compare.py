@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from molere import registry, search, tuning
 from molere import settings as of_methods
-from molere.errors import ConfigError
+from molere.errors import ConfigError, StorageError
 from molere.fields import refuse
 from molere.jobs import Failure, Job, Outcome, Plan, Progress, imported, run_here
 from molere.ledger import Ledger, machine
@@ -256,7 +256,8 @@ class _Tally:
         """The comparison ends here: say why in the folder."""
         interrupted = isinstance(error, KeyboardInterrupt)
         code = getattr(error, "exit_code", 130 if interrupted else 1)
-        self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
+        with suppress(StorageError):  # a full disk, most likely: the error that counts is on its way
+            self._note("interrupted" if interrupted else "failed", code, error=None if interrupted else str(error))
 
     def close(self, command: str, count: int, report: str) -> Comparison:
         """The table of all that is there, written to the folder, with a report; raises the first failure if none is."""

@@ -37,16 +37,19 @@ LARGEST_FILE = 1 << 20
 """Bytes; a settings file is far smaller, and a wrong file is often far larger."""
 
 
-def _strict(text: str, where: str) -> object:
+def _strict(text: str, where: str, aside: list[str] | None = None) -> object:
     """The value of strict YAML text."""
     from molere import strictyaml  # here: listings need no PyYAML
 
-    return strictyaml.load(text, where)
+    return strictyaml.load(text, where, aside)
 
 
-def parse_yaml(text: str, where: str = "settings") -> dict[str, object]:
-    """A mapping from strict YAML text; ConfigError otherwise, each mistake on a line that `where` begins."""
-    value = _strict(text, where)
+def parse_yaml(text: str, where: str = "settings", aside: list[str] | None = None) -> dict[str, object]:
+    """A mapping from strict YAML text; ConfigError otherwise, each mistake on a line that `where` begins.
+
+    aside: takes the mistakes that did not stop the reading, to be told with others.
+    """
+    value = _strict(text, where, aside)
     if value is None:
         raise ConfigError(f"{where}: empty; write settings such as 'train: {{epochs: 10}}'")
     if not isinstance(value, dict):
@@ -54,8 +57,11 @@ def parse_yaml(text: str, where: str = "settings") -> dict[str, object]:
     return cast(dict[str, object], value)
 
 
-def read_yaml(path: str | Path) -> dict[str, object]:
-    """The mapping in a settings file; ConfigError if it is missing, too large, not text or not strict."""
+def read_yaml(path: str | Path, aside: list[str] | None = None) -> dict[str, object]:
+    """The mapping in a settings file; ConfigError if it is missing, too large, not text or not strict.
+
+    aside: as in `parse_yaml`.
+    """
     path = Path(path)
     try:
         with path.open("rb") as f:
@@ -68,7 +74,7 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(text, str(path), aside)
 
 
 def parse_value(text: str, where: str = "value") -> object:

@@ -75,7 +75,7 @@ NOISE_AND_SHIFT = (
     uniform_noise, transition_noise, instance_noise, uniform_transition, flip_transition, sibling_transition,
     flip_probabilities, noisy_probabilities, long_tail, tail_sizes, rare_group,
 )  # fmt: skip
-"""molere.data.noise, molere.data.corrupt: wrong labels, long tails and rare groups, as functions of labels and a seed."""
+"""molere.data.noise, molere.data.corrupt: wrong labels, long tails, rare groups, as functions of labels and a seed."""
 
 MEASURES = (calibration_error,)
 """molere.evaluate."""

@@ -154,26 +154,23 @@ class Experiment:
         return [settings.written(str(spec), self.preset, self.method) for spec in self.specs]
 
 
-def experiment(*layers: Mapping[str, object]) -> Experiment:
+def experiment(*layers: Mapping[str, object], aside: Sequence[str] = ()) -> Experiment:
     """The experiment that layers of settings describe, the last on top; short forms are understood.
 
     `data: digits`, `methods: erm,molere`, `seeds: 5` (0 to 4) and `seeds: 3,5,7`. Raises one ConfigError,
-    with a line for each unknown name or key and each value outside its limits.
+    with a line for each unknown name or key and each value outside its limits, after the mistakes `aside`.
     """
     merged = merge_all(*(_with_mapping(layer) for layer in layers))
-    mistakes = list[str]()
-    for key, read in (("methods", _methods), ("seeds", _seeds), ("track", _track)):
-        if key in merged:
-            try:
-                merged[key] = read(merged[key])
-            except ConfigError as e:
-                mistakes.append(str(e))
-                del merged[key]
-    try:
-        found = build(Experiment, merged)
-    except ConfigError as e:
-        raise ConfigError("\n".join([*mistakes, str(e)])) from None
-    refuse([*mistakes, *_mistakes(found)])
+    good, mistakes = dict[str, object](), list(aside)
+    for key, value in merged.items():
+        try:  # each key by itself, so that a mistake in one does not hide those in another
+            read = _READ.get(key, _as_it_is)(value)
+            build(Experiment, {key: read})
+            good[key] = read
+        except ConfigError as e:
+            mistakes += str(e).splitlines()
+    found = build(Experiment, good)
+    refuse([*mistakes, *_mistakes(found, named="methods" in good or "methods" not in merged)])
     if found.data.scenario is not None:
         found = replace(found, data=replace(found.data, scenario=canonical(found.data.scenario)))
     return _validating(found)
@@ -187,6 +184,10 @@ def _validating(e: Experiment) -> Experiment:
         named = ", ".join(spec.name for spec in e.specs)
         raise ConfigError(f"data.val_root: none of {named} validates on a part of its own; add lrw-random or l2r")
     return replace(e, method={**e.method, "holdout": {"kind": "given"}})
+
+
+def _as_it_is(value: object) -> object:
+    return value
 
 
 def _with_mapping(layer: Mapping[str, object]) -> dict[str, object]:
@@ -228,20 +229,28 @@ def _track(value: object) -> list[str]:
     return found
 
 
-def _mistakes(e: Experiment) -> list[str]:
+_READ: Mapping[str, Callable[[object], object]] = {"methods": _methods, "seeds": _seeds, "track": _track}
+"""Key -> how its short forms are read."""
+
+
+def _mistakes(e: Experiment, *, named: bool) -> list[str]:
+    """What is wrong with settings that can be read; named: whether the methods are those asked for."""
     found = list[str]()
     found += paths.mistakes(asdict(e.data))
     entry = paths.entry_of(e.data.name)
     if entry is not None and e.data.scenario is not None:
         found += _said(lambda text: scenario_of(e.data.name, text), e.data.scenario)
-    if e.preset not in registry.PRESETS:
-        return [*found, unknown("preset", e.preset, registry.PRESETS)]
+    preset = e.preset if e.preset in registry.PRESETS else "default"
+    if preset != e.preset:
+        found.append(unknown("preset", e.preset, registry.PRESETS))
     if e.model is not None:
         found += _said(settings.check_model, e.model)
     found += settings.mistakes_in(e.train, settings.recipe_settings(), "train")
+    if not named:  # of the methods nothing is known, so any method's settings are admitted
+        return found + settings.nobodys([MethodSpec(name) for name in registry.METHODS], e.method)
     found += settings.nobodys(e.specs, e.method)
     for spec in e.specs:
-        found += settings.check_spec(spec, settings.applicable(spec, e.method), e.preset)
+        found += settings.check_spec(spec, settings.applicable(spec, e.method), preset)
     return found
 
 

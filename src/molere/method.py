@@ -18,7 +18,7 @@ from molere.bank import Bank
 from molere.batches import Batches
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, NumericsError, StorageError
-from molere.guard import blame, infinite
+from molere.guard import blame, culprit
 from molere.learner import Learner
 from molere.losses import clip_factors, cross_entropy
 from molere.metagrad import Outputs, gradients
@@ -287,11 +287,9 @@ class Run:
     def _total(self, w: Tensor) -> float:
         total = float(w.abs().sum())
         if not math.isfinite(total):
-            found = ((k, infinite(v)) for k, v in self.learners.items() if k != "classifier")
-            culprit = next((f" ({name} of the {k})" for k, name in found if name is not None), "")
-            raise NumericsError(
-                f"a weight is not finite at update {self.updates}{culprit}; lower the weight network's lr"
-            )
+            others = {k: v for k, v in self.learners.items() if k != "classifier"}
+            where = f"at update {self.updates}{culprit(others)}"
+            raise NumericsError(f"a weight is not finite {where}; lower the weight network's lr")
         return total
 
     def virtual(self, batch: Batch, theta: Params, *, stream: int, grad: bool = True) -> Seen:

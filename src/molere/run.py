@@ -1,5 +1,6 @@
 """fit: train one classifier by one method, with everything it leaves behind."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -152,9 +153,10 @@ def _fit(
     except BaseException as error:
         if folder is not None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            _write_out(folder)
-            folder.log(state, error=f"{type(error).__name__}: {error}")
-            folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
+            with contextlib.suppress(StorageError):  # a full disk, most likely: the error that counts is on its way
+                _write_out(folder)
+                folder.log(state, error=f"{type(error).__name__}: {error}")
+                folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
         raise
     finally:
         for tracker in watching:

@@ -5,6 +5,7 @@ mistake, numbers are numbers, only true and false are booleans, and anchors, ali
 """
 
 import re
+from itertools import accumulate
 from typing import Any, cast  # Any: PyYAML's constructors are untyped
 
 import yaml
@@ -13,6 +14,8 @@ from molere.errors import ConfigError
 from molere.fields import refuse
 from molere.names import one_line
 
+DEEPEST = 60
+"""Brackets within brackets; settings need four, and PyYAML takes seconds for thousands."""
 _PLAIN = "tag:yaml.org,2002:"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -30,6 +33,7 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.mistakes: list[str] = []
+        self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = cast(Any, self).peek_event()
@@ -38,7 +42,12 @@ class _StrictLoader(yaml.SafeLoader):
             raise ConfigError(f"line {line}: anchors and aliases (& and *) are not allowed; write the value out")
         if getattr(event, "tag", None) is not None:
             raise ConfigError(f"line {line}: tags (!...) are not allowed; write a plain value")
-        return super().compose_node(parent, index)
+        if self._depth == DEEPEST:
+            raise RecursionError
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         found: dict[str, object] = {}
@@ -46,7 +55,9 @@ class _StrictLoader(yaml.SafeLoader):
             line, key = key_node.start_mark.line + 1, self._key(key_node)
             if key in found:
                 self.mistakes.append(f"line {line}: {one_line(key)} is given twice; keep one")
-            found[key] = self.construct_object(value_node, deep=True)
+            value = cast(object, cast(Any, self).construct_object(value_node, deep=True))
+            if key:
+                found[key] = value
         return found
 
     def _key(self, node: Any) -> str:
@@ -85,9 +96,14 @@ _StrictLoader.add_constructor(_PLAIN + "int", _int)
 _StrictLoader.add_constructor(_PLAIN + "map", _mapping)
 
 
-def load(text: str, where: str) -> object:
-    """The value that strict YAML text states; ConfigError, each mistake on a line that `where` begins."""
+def load(text: str, where: str, aside: list[str] | None = None) -> object:
+    """The value that strict YAML text states; ConfigError, each mistake on a line that `where` begins.
+
+    aside: takes the mistakes that did not stop the reading, instead of their being raised.
+    """
     try:
+        if _depth(text) > DEEPEST:
+            raise RecursionError
         loader = _StrictLoader(text)
         value: object = loader.get_single_data()
     except ConfigError as e:
@@ -97,8 +113,19 @@ def load(text: str, where: str) -> object:
     except (RecursionError, ValueError) as e:
         reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
         raise ConfigError(f"{where}: {' '.join(reason.split())}") from None
-    refuse([f"{where}: {m}" for m in loader.mistakes])
+    mistakes = [f"{where}: {m}" for m in loader.mistakes]
+    if aside is None:
+        refuse(mistakes)
+    else:
+        aside += mistakes
     return value
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once, at most; those within quotation marks count, where there are very many."""
+    if text.count("[") + text.count("{") <= 10 * DEEPEST:
+        return 0
+    return max(accumulate((c in "[{") - (c in "]}") for c in text))
 
 
 def _yaml_mistake(error: yaml.YAMLError, text: str) -> str:

@@ -18,7 +18,7 @@ from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, NumericsError, ResourceError
 from molere.evaluate import among, metrics
 from molere.examples import Outcome, of_each, of_folds, of_split, of_tests
-from molere.guard import MOST_IN_A_ROW, MOST_ROLLBACKS, REMEDY, infinite
+from molere.guard import MOST_IN_A_ROW, MOST_ROLLBACKS, REMEDY, culprit, demand_inputs, infinite
 from molere.identity import plain
 from molere.learner import Learner
 from molere.method import EVAL_BATCH, Method, Run, Scouts
@@ -116,7 +116,15 @@ class Training:
             if run.updates % run.per_epoch == 0:
                 self._keep_good()
                 self._reseed("split")
-                split = method.split(run, self.state)
+                try:
+                    split = method.split(run, self.state)
+                except NumericsError as error:
+                    told = NumericsError(f"{error}{culprit(run.learners)}")
+                    if run.updates == 0:
+                        raise told from error
+                    if self._goes_back(told):
+                        continue
+                    split = run.split  # skipped: the one in force stays
                 if split is None:
                     self.stopped = "the method stopped"
                     break
@@ -165,7 +173,7 @@ class Training:
 
     def _keep_good(self) -> None:
         """Remember this epoch's beginning, where the policy may go back to it."""
-        if self.setup.recipe.on_nonfinite == "rollback" and infinite(self.run.classifier) is None:
+        if self.setup.recipe.on_nonfinite == "rollback" and not culprit(self.run.learners):
             self._good = Frozen.of(self._state_dict())
 
     def _tell(self, event: str, error: NumericsError) -> None:
@@ -220,6 +228,7 @@ class Training:
     def evaluate(self, pool: Pool) -> dict[str, float]:
         """Metrics of the classifier as it stands on some pool."""
         logits = predict(self.run.classifier, pool)
+        demand_inputs(pool, logits)
         return metrics(logits, pool.y.to(logits.device), pool.group, self.setup.data.group_names)
 
     def predictions(self) -> dict[str, Tensor]:
@@ -365,6 +374,8 @@ def device_of(recipe: Recipe) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ResourceError(f"device {name!r} is not here; use --device cpu or auto")
     return device

@@ -1,4 +1,4 @@
-"""The command line: molere demo | train | compare | resume | reproduce | methods | models | data list."""
+"""The command line: molere demo | train | compare | resume | reproduce | methods | models | data | config | doctor."""
 
 import os
 import sys

@@ -16,6 +16,8 @@ from molere.cli.console import Console
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(rich_markup_mode=None, help="Data sets.")
 app.add_typer(data_app, name="data")
+config_app = typer.Typer(rich_markup_mode=None, help="Settings files.")
+app.add_typer(config_app, name="config")
 
 
 def _version(asked: bool) -> bool:
@@ -187,18 +189,91 @@ def list_methods(
 def doctor(
     overrides: options.Overrides = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="A named classifier, torchvision:NAME, or your FILE:CLASS.")
-    ] = "resnet20",
-    shape: Annotated[str, typer.Option("--shape", metavar="CxHxW", help="Size of one example.")] = "3x32x32",
-    classes: Annotated[int, typer.Option("--classes", metavar="N", help="Number of classes.")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples in the batch.")] = 64,
+        str | None, typer.Option("--model", metavar="NAME", help="Examine a named classifier, or your FILE:CLASS.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option("--shape", metavar="CxHxW", help="Size of one example; 3x32x32.")] = None,
+    classes: Annotated[int | None, typer.Option("--classes", metavar="N", help="Number of classes; 10.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Examples in a batch; 64.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: options.Root = None,
+    out: options.Out = None,
     json: options.Json = False,
 ) -> None:
-    """Show how meta-gradients can be taken through a classifier: what is chosen, each way's error and cost here."""
+    """Say what is here: libraries, devices, disk, data, back-ends. With --model: how meta-gradients go through it."""
+    if model is None and not (shape or classes or batch_size or overrides):
+        from molere.cli import health
+
+        found = health.examine(root, out or "molere-runs", device)
+        print(found.to_json() if json else found)
+        raise typer.Exit(found.exit_code)
     from molere.cli import checkup
 
-    print(checkup.report(model, shape, classes, batch_size, device, overrides or [], json))
+    of = model or "resnet20", shape or "3x32x32", classes or 10, batch_size or 64
+    print(checkup.report(*of, device, overrides or [], json))
+
+
+@config_app.callback()
+def config_group() -> None:
+    """Settings files."""
+
+
+@config_app.command("show")
+def show_config(
+    overrides: options.Overrides = None,
+    command: Annotated[str, typer.Option("--for", metavar="COMMAND", help="demo, train or compare.")] = "compare",
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", metavar="FILE", help="Settings file, or the folder of a run.")
+    ] = None,
+    data: options.Data = None,
+    root: options.Root = None,
+    scenario: options.Scenario = None,
+    limit: options.Limit = None,
+    model: options.Model = None,
+    methods: options.Methods = None,
+    split: options.Split = None,
+    seeds: options.Seeds = None,
+    seed: options.Seed = None,
+    epochs: options.Epochs = None,
+    preset: options.Preset = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Print every setting that flags, file and overrides come to, with its help, as a settings file."""
+    flags = locals()
+    from molere.cli import configure
+
+    print(configure.show(command, flags, json))
+
+
+@config_app.command("check")
+def check_config(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Settings files, or folders of runs.")],
+    json: options.Json = False,
+) -> None:
+    """Read settings files and say every mistake in them; nothing is run."""
+    from molere.cli import configure
+
+    try:
+        print(configure.check(files, json))
+    except configure.Refused as refused:
+        if not json:
+            raise
+        print(refused.answer)
+        raise typer.Exit(refused.exit_code) from None
+
+
+@config_app.command("diff")
+def diff_config(
+    a: Annotated[str, typer.Argument(metavar="A", help="Settings file, or the folder of a run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    json: options.Json = False,
+) -> None:
+    """Print the settings that differ, folder, number of jobs and resuming left aside."""
+    from molere.cli import configure
+
+    print(configure.differences(a, b, json))
 
 
 @app.command("models")

@@ -74,12 +74,7 @@ def plan(command: str, flags: Mapping[str, Any]) -> Plan:
 
     Raises ConfigError with a line for each mistake; needs no torch.
     """
-    typed = _typed(flags)
-    file = read_yaml(flags["config"]) if flags.get("config") else {}
-    if flags.get("split"):
-        layers = ({k: v for k, v in layer.items() if k != "method"} for layer in (file, typed))
-        _check_split(flags["split"], experiment(DEFAULTS[command], *layers))
-    found = _sealed(experiment(DEFAULTS[command], file, typed))
+    found = _sealed(asked(command, flags))
     if command == "train" and (len(found.methods) > 1 or len(found.seeds) > 1):
         raise ConfigError("train runs one method on one seed (--method NAME --seed K); `molere compare` runs several")
     default = experiment(DEFAULTS[command], {"data": {"name": found.data.name, "scenario": found.scenario}})
@@ -88,6 +83,21 @@ def plan(command: str, flags: Mapping[str, Any]) -> Plan:
     search.check(_labelled(found), asdict(found.data), found.train, found.tune)
     folder = _folder(command, found, flags.get("name"), default)
     return Plan(command, replace(found, resume="never" if found.resume == "never" else "auto"), folder)
+
+
+def asked(command: str, flags: Mapping[str, Any]) -> Experiment:
+    """The experiment that flags, settings file and overrides describe, with all their mistakes in one ConfigError."""
+    aside = list[str]()
+    file = read_yaml(flags["config"], aside) if flags.get("config") else {}
+    try:
+        typed = _typed(flags)
+    except ConfigError as e:
+        refuse([*aside, str(e)])
+        raise
+    if flags.get("split"):
+        layers = ({k: v for k, v in layer.items() if k != "method"} for layer in (file, typed))
+        _check_split(flags["split"], experiment(DEFAULTS[command], *layers, aside=aside))
+    return experiment(DEFAULTS[command], file, typed, aside=aside)
 
 
 def _typed(flags: Mapping[str, Any]) -> dict[str, object]:
@@ -168,7 +178,13 @@ def _default_name(command: str, e: Experiment, default: Experiment) -> str:
 
 def check_folder(folder: Path) -> None:
     """StorageError if results cannot be written there; needs no torch, and leaves nothing behind."""
-    if folder.exists() and not folder.is_dir():
+    try:
+        there = folder.exists()
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be a folder: {error.strerror or error}; choose another with --out"
+        ) from None
+    if there and not folder.is_dir():
         raise StorageError(f"{folder} is a file; choose another folder with --out")
     above = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
     if not above.is_dir():

@@ -190,4 +190,5 @@ def safe_unpickle(raw: bytes, path: Path) -> object:
     try:
         return _ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"{path} cannot be read ({error}); fetch the data again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read ({reason}); fetch the data again") from error

@@ -1,7 +1,7 @@
 """Checks that inputs and labels can be trained on; each failure names a position and a value."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from molere.errors import DataError
+from molere.names import one_line
 
 Names: TypeAlias = npt.NDArray[np.generic]  # of text: checked at run time, np.str_ admits no length
 Array: TypeAlias = Tensor | npt.NDArray[np.generic] | Sequence[object]
@@ -19,10 +20,26 @@ def as_tensor(values: Array, what: str) -> Shaped[Tensor, "..."]:
     """The values as a tensor, memory shared where possible; DataError where they are not numbers."""
     if isinstance(values, Tensor):
         return values.detach()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # sequences of unlike length
+        array = np.empty(0, dtype=object)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{what} must be numbers; got {array.dtype}, e.g. {array.flat[0]!r}: encode them first")
+        at, value = _first_stranger(values)
+        example = f"{one_line(value)} of example {at}"
+        raise DataError(f"{what} must be numbers; got {array.dtype}, e.g. {example}: encode them first")
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _first_stranger(values: Array) -> tuple[int, object]:
+    """Place and value of the first item that is no number, nor text of one; of the first item if there is none."""
+    items = cast(list[object], values.tolist() if isinstance(values, np.ndarray) else list(values))
+    for at, item in enumerate(items):
+        try:
+            float(cast(str, item))
+        except (TypeError, ValueError):
+            return at, item
+    return 0, items[0] if items else None
 
 
 def checked_labels(

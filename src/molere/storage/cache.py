@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from molere.errors import StorageError
@@ -135,9 +136,10 @@ class ContentCache:
         for path in sorted(folder.glob(f"{_digest(key)}-*.safetensors")):
             with contextlib.suppress(OSError):
                 data = path.read_bytes()
-                if path.stem.endswith(hashlib.sha256(data).hexdigest()):
-                    return safetensors.torch.load(data)
-                os.unlink(path)  # damaged
+                with contextlib.suppress(SafetensorError):
+                    if path.stem.endswith(hashlib.sha256(data).hexdigest()):
+                        return safetensors.torch.load(data)
+                os.unlink(path)  # damaged, or not of this library
         return None
 
     @staticmethod

@@ -105,7 +105,11 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
     step = int(named[1]) if named else -1
     if manifest != _manifest(step, data):
         raise StorageError(_blame(path, manifest, data))
-    return step, unflatten(safetensors.torch.load(data["state.safetensors"]), json.loads(data["state.json"]))
+    try:
+        return step, unflatten(safetensors.torch.load(data["state.safetensors"]), json.loads(data["state.json"]))
+    except Exception as error:  # files that fit their manifest, but were not written here, can hold anything
+        reason = " ".join(str(error).split())[:80]
+        raise StorageError(f"{path} is no checkpoint of molere ({type(error).__name__}: {reason})") from error
 
 
 def name_of(step: int) -> str:

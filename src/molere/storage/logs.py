@@ -31,8 +31,7 @@ class MetricsFile:
         new = [name for name in row if name not in columns]
         if new:
             self._rewrite([*columns, *new], self._lines()[1:])
-        with self.path.open("ab") as file:
-            file.write(_line([_text(row.get(name)) for name in self._header()]))
+        _append(self.path, _line([_text(row.get(name)) for name in self._header()]))
 
     def truncate_to(self, n_rows: int) -> None:
         """Cut the file back to its first rows, to resume from a checkpoint; StorageError if it has fewer."""
@@ -82,11 +81,19 @@ def append_event(path: Path, event: str, **fields: object) -> None:
     """Append one event with the time (UTC) to a JSONL file; a last line cut by a crash is closed first."""
     record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event} | fields
     line = json.dumps(files.strict(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    with path.open("a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line
-        file.write(line)
+    _append(path, line, closing=True)
+
+
+def _append(path: Path, line: bytes, *, closing: bool = False) -> None:
+    """Add a line; StorageError when the disk is full or the file cannot be written."""
+    try:
+        with path.open("a+b") as file:
+            if closing and file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+    except OSError as error:
+        raise files.storage_error(error, path, len(line)) from error
 
 
 def _line(cells: Sequence[str]) -> bytes:
