@@ -550,9 +550,9 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     train_one = ScoutTrainer._train
 
-    def noted(self: ScoutTrainer, job: Any) -> Any:
+    def noted(self: ScoutTrainer, job: Any, key: str) -> Any:
         made.append(f"{type(job.method).__name__} on {len(job.data.train)}")
-        return train_one(self, job)
+        return train_one(self, job, key)
 
     monkeypatch.setattr(scouts.ScoutTrainer, "_train", noted)
     return made
@@ -595,7 +595,7 @@ def test_a_cross_fit_on_disk_is_found_by_the_next_process(trainings: list[str], 
 def test_margins_of_other_content_are_trained_anew(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def untrained(self: ScoutTrainer, job: Any) -> dict[str, Tensor]:
+    def untrained(self: ScoutTrainer, job: Any, key: str) -> dict[str, Tensor]:
         made.append(len(job.data.train))
         return {"logits": torch.eye(2)[self._setup.data.train.y], "cost": torch.zeros(3, dtype=torch.float64)}
 
