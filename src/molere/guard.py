@@ -62,8 +62,7 @@ def _examples(pool: Pool, seen: Seen, which: Bool[Tensor, " n"]) -> str:
 
 def _named(pool: Pool, index: Int[Tensor, " k"]) -> str:
     index = index.cpu()
-    found = index.tolist() if pool.ids is None else pool.ids[index.numpy()].tolist()
-    ids = cast(list[int], found)  # or whatever the user's own ids are
-    shown = ", ".join(str(i) for i in sorted(ids)[:5])
+    ids = cast(list[object], index.tolist() if pool.ids is None else pool.ids[index.numpy()].tolist())
+    shown = ", ".join(str(i) for i in ids[:5])
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return f"example{'s' if len(ids) > 1 else ''} {shown}{more}"
