@@ -223,7 +223,7 @@ REFERENCE = {
     ),
     "estimator": Page("The estimator", "[With examples](../estimator.md).", ("estimator",)),
     "reweighter": Page("Your own loop", "[With examples](../your-own-loop.md).", ("reweight",)),
-    "data": Page("Data", "Pools of examples, and what makes them.", ("data.pool", "data.sources")),
+    "data": Page("Data", "Pools of examples, and what makes them.", ("data.pool", "data.sources", "data.given")),
     "splits": Page("Splits and holdouts", "Which examples validate.", ("split",), ("molere.learned.Learned",)),
     "meta-gradients": Page(
         "Meta-gradients",
