@@ -32,7 +32,7 @@ from molere.storage import files
 from molere.training import Training
 
 SIZE, EPOCHS, BATCH, SAVE_EVERY = 160, 5, 16, 3
-SECONDS = 100
+SECONDS = 600  # busy machines are slow
 
 
 class Net(nn.Module):

@@ -136,12 +136,13 @@ def test_a_killed_and_resumed_run_leaves_the_same_bytes(
 
 @counted(1, 5, dear=True)
 def test_a_run_killed_ten_times_leaves_the_same_bytes(
-    count: int, server: Server, whole: Whole, tmp_path: Path, row: Row
+    count: int, server: Server, whole: Whole, tmp_path: Path, row: Row, request: pytest.FixtureRequest
 ) -> None:
-    wrong = list[tuple[object, object]]()
+    """Ten kills in the whole list of faults; four in every run, to be quick."""
+    wrong, kills = list[tuple[object, object]](), 10 if request.node.get_closest_marker("faults") else 4
     for case in range(count):
         method, out, draw = METHODS[case % len(METHODS)], tmp_path / str(case), random.Random(case)
-        updates = sorted({1, *draw.sample(range(4, UPDATES), 9 if count > 1 else 3)})  # 1: there is no checkpoint yet
+        updates = sorted({1, *draw.sample(range(4, UPDATES), kills - 1)})  # 1: there is no checkpoint yet
         ends = [server.train(method, out, (draw.choice(POINTS[:2]), update, 0)) for update in updates]
         if ends != [[0, signal.SIGKILL]] * len(ends):
             wrong.append((method, f"ended as {ends}"))
