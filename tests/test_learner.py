@@ -341,7 +341,13 @@ def test_an_exception_of_the_module_restores_everything(run: Run, name: str) -> 
 def test_an_optimiser_that_fails_leaves_everything_as_it_was() -> None:
     run = _run(ARCHITECTURES["dropout and BatchNorm"])
     learner = run.classifier
-    learner.optimizer.register_step_post_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    step = learner.optimizer.step
+
+    def broken() -> None:
+        step()
+        raise RuntimeError("broken")
+
+    learner.optimizer.step = broken  # pyright: ignore[reportAttributeAccessIssue]
     with _unchanged(learner), pytest.raises(RuntimeError, match="broken"):
         learner.lookahead({k: torch.ones_like(p) for k, p in learner.params.items()})
 

@@ -1,8 +1,7 @@
-"""A single run in a few lines of text or HTML. Needs no torch."""
+"""A single run in a few lines of text. Needs no torch."""
 
 import math
 from collections.abc import Mapping
-from html import escape
 from typing import cast
 
 
@@ -25,15 +24,3 @@ def _number(name: str, value: float | None) -> str:
         return f"{'-':>8}"
     fraction = name.split("/")[-1].split("[")[0] in ("accuracy", "balanced_accuracy", "worst_class", "worst_group")
     return f"{100 * value:>6.2f} %" if fraction else f"{value:>8.4f}"
-
-
-def as_html(result: Mapping[str, object]) -> str:
-    """The same as a table of HTML."""
-    last, best = (cast(Mapping[str, float], result[k]) for k in ("last", "best"))
-    head, *_ = summary(result).split("\n")
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{_number(name, last[name])}</td><td>{_number(name, best.get(name))}</td></tr>"
-        for name in last
-    )
-    titles = f"<tr><th></th><th>last</th><th>best (epoch {result['best_epoch']})</th></tr>"
-    return f"<table><caption>{escape(head)}</caption>{titles}{rows}</table>"

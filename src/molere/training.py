@@ -225,15 +225,19 @@ class Training:
         for observer in self.observers:
             observer(event)
 
-    def evaluate(self, pool: Pool) -> dict[str, float]:
-        """Metrics of the classifier as it stands on some pool."""
+    def _logits(self, pool: Pool) -> Tensor:
         logits = predict(self.run.classifier, pool)
         demand_inputs(pool, logits)
+        return logits
+
+    def evaluate(self, pool: Pool) -> dict[str, float]:
+        """Metrics of the classifier as it stands on some pool."""
+        logits = self._logits(pool)
         return metrics(logits, pool.y.to(logits.device), pool.group, self.setup.data.group_names)
 
     def predictions(self) -> dict[str, Tensor]:
         """Logits of all test sets."""
-        return {name: predict(self.run.classifier, pool) for name, pool in self.setup.data.tests.items()}
+        return {name: self._logits(pool) for name, pool in self.setup.data.tests.items()}
 
     def tests(self, logits: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics on all test sets; those of the first without a prefix."""
