@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
+from commands import molere  # noqa: F401  # a fixture
 from reliability import count, pytest_addoption, pytest_configure, row  # noqa: F401  # hooks and fixtures
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; tests interrupt programs

@@ -7,45 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from commands import Command
 from molere import __version__, cli, registry
 from molere.cli.console import EVERY, Meter, finite, summary
 from molere.cli.plan import check_folder
 from molere.config import parse_yaml
 from molere.errors import StorageError
 from molere.experiment import experiment
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def molere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["molere", *arguments])
-        capsys.readouterr()
-        code = cli.main()
-        out, err = capsys.readouterr()
-        return Said(code, out, err)
-
-    return run
 
 
 def test_molere_alone_prints_eight_lines(molere: Command) -> None:

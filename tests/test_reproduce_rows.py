@@ -1,17 +1,14 @@
 """`molere reproduce`: listings, plans on data as they lie on disk, short real runs that go on where they stopped."""
 
 import json
-import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import named_folders as folders
-from molere import cli
+from commands import Command
 from molere.data import sources
 from molere.reproduce.presets import ORDERED, preset
 from molere.reproduce.resolve import Asked, resolve
@@ -30,30 +27,6 @@ SMALL = [
     "--limit",
     "40",
 ]
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def molere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["molere", *arguments])
-        capsys.readouterr()
-        code = cli.main()
-        out, err = capsys.readouterr()
-        return Said(code, out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ import io
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from molere import cli, fit
+from commands import Command
+from molere import fit
 from molere.data.decided import read_labels
 from molere.data.sources import from_arrays
 from molere.errors import ConfigError, StorageError
@@ -258,31 +257,6 @@ def test_a_folder_without_examples_says_what_it_is(tmp_path: Path, made: str, me
 
 
 # ---- the command
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def molere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["molere", *arguments])
-        capsys.readouterr()
-        code = cli.main()
-        out, err = capsys.readouterr()
-        return Said(code, out, err)
-
-    return run
 
 
 def test_samples_shows_all_lists_and_how_good_the_suspects_are(molere: Command, tmp_path: Path) -> None:

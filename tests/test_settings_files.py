@@ -3,33 +3,14 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from molere import cli
+from commands import Command
 from molere.cli import configure, health
 from molere.config import parse_yaml
 from molere.experiment import experiment
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def molere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs a command in this process, in an empty folder; its exit code and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["molere", *arguments])
-        capsys.readouterr()
-        code = cli.main()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
 
 MISTAKES = """\
 train: {lrr: 1, epochs: 0}
