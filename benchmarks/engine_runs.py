@@ -14,13 +14,13 @@ from timing import Training, side_by_side
 
 from molere import models, rng
 from molere.data.pool import Batch, Data
+from molere.holdouts import Random
 from molere.learner import Learner
 from molere.method import Method, Run
 from molere.methods.lrw import LRW, LRWState
 from molere.recipe import Recipe
 from molere.registry import METHODS
 from molere.run import fit
-from molere.split import Random
 from molere.steps import Taken
 
 

@@ -29,9 +29,9 @@ from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError
 from molere.method import Run
 from molere.methods.erm import ERM
+from molere.opening import Setup, open_run
 from molere.recipe import Recipe
 from molere.split import Split
-from molere.training import Setup, open_run
 
 PHI_LR = 1e-3
 

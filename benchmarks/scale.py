@@ -170,12 +170,14 @@ def measure_pool(root: Path, arguments: argparse.Namespace) -> dict[str, float]:
     from torch import nn
 
     from molere.data.pool import Data
+    from molere.evaluate import logits_of
     from molere.examples import Outcome, of_each
     from molere.methods.lrwopt import LRWOpt
+    from molere.opening import Setup
     from molere.recipe import Recipe
     from molere.scouts import ScoutTrainer
     from molere.storage import ContentCache
-    from molere.training import Setup, Training, logits_of
+    from molere.training import Training
 
     torch.set_num_threads(arguments.threads)
     before = peak()

@@ -36,11 +36,11 @@ from molere.ghost import GhostRefusal
 from molere.method import Run
 from molere.methods.erm import ERM
 from molere.models import build
+from molere.opening import Setup, open_run
 from molere.recipe import Recipe
 from molere.split import Split
 from molere.steps import Look
 from molere.suffix import Suffix
-from molere.training import Setup, open_run
 
 # ---- architectures
 

@@ -6,13 +6,15 @@ from torch import Tensor, nn
 
 from molere.bank import Bank
 from molere.data.pool import Data, TensorPool
+from molere.evaluate import logits_of, predict
 from molere.examples import Outcome
 from molere.methods import lrwopt
 from molere.methods.lrwopt import LRWOpt
+from molere.opening import Setup
 from molere.recipe import Recipe
 from molere.scouts import ScoutTrainer
 from molere.storage import ContentCache
-from molere.training import Setup, Training, logits_of, predict
+from molere.training import Training
 
 CPU = torch.device("cpu")
 
@@ -131,7 +133,7 @@ def test_the_split_pass_gives_the_same_in_small_pieces(exact: bool, monkeypatch:
 
 
 def test_outcomes_in_batches_are_those_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("molere.training.EVAL_BATCH", 7)
+    monkeypatch.setattr("molere.evaluate.EVAL_BATCH", 7)
     training = training_of(LRWOpt(warmup=0.0))
     classifier, pool = training.run.classifier, training.run.pool
     found = Outcome.joined(Outcome.of(z, pool.y[at]) for at, z in logits_of(classifier, pool))

@@ -20,7 +20,8 @@ from rich.console import Console
 import stub_training
 from molere.cli import main
 from molere.cli.console import EVERY, Meter
-from molere.compare import Comparison, compare
+from molere.compare import compare
+from molere.comparison import Comparison
 from molere.config import dump_value, flatten, merge_all, parse_yaml, read_overrides
 from molere.experiment import experiment, resolved_yaml
 from molere.settings import recipe_settings

@@ -18,16 +18,17 @@ from torch.utils.data import Dataset
 from molere import models
 from molere.data.pool import Batch, Data, DatasetPool, TensorPool
 from molere.errors import NumericsError
+from molere.holdouts import Random
 from molere.method import Run
 from molere.methods.erm import ERM
 from molere.methods.lrw import LRW
 from molere.methods.lrwopt import LRWOpt
+from molere.opening import Setup, open_run
 from molere.recipe import Recipe
 from molere.run import fit
-from molere.split import Random, Split
+from molere.split import Split
 from molere.steps import Taken
 from molere.storage.checkpoint import load_latest
-from molere.training import Setup, open_run
 
 pytestmark = pytest.mark.faults
 

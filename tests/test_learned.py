@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from molere import rng
 from molere.errors import ConfigError
+from molere.holdouts import Holdout
 from molere.learned import Learned, Splitting, drawn
 from molere.method import Run, Scouting
 from molere.settings import MethodSpec, applicable, make_method
-from molere.split import Holdout, Split, part_size, random_part
+from molere.split import Split, part_size, random_part
 from molere.testing import check_method
 from stepping import batch_norm, begun, two_layers
 from test_methods import MIXTURE, train, validates

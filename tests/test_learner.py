@@ -19,10 +19,10 @@ from molere.learner import Learner
 from molere.metagrad import ESTIMATORS, gradient, weight_gradient
 from molere.method import Run
 from molere.methods.erm import ERM
+from molere.opening import Setup, open_run
 from molere.optim import Params, make_optimizer
 from molere.recipe import Recipe
 from molere.split import Split
-from molere.training import Setup, open_run
 
 # ---- a dozen architectures
 

@@ -28,12 +28,12 @@ from molere.method import Run
 from molere.methods.erm import ERM
 from molere.models import build
 from molere.networks import WeightNet, mean_one, sigmoid_weights
+from molere.opening import Setup, open_run
 from molere.optim import Params, make_optimizer
 from molere.probe import Choice, probe
 from molere.recipe import Recipe
 from molere.split import Split
 from molere.steps import Seen
-from molere.training import Setup, open_run
 
 # ---- six architectures
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import oracles
 from molere.errors import ConfigError, DataError
+from molere.holdouts import Given
 from molere.methods.gdw import GDW, difference, mean_over_others, zero_sum
 from molere.settings import make_method
-from molere.split import Given
 from molere.steps import Look
 from molere.testing import check_method
 from test_methods import FIXTURE, Zero, started, step, train

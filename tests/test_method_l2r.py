@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError, DataError
+from molere.holdouts import Given
 from molere.methods.l2r import agreeing, last_layer_products, residuals
 from molere.settings import make_method
-from molere.split import Given, Split
+from molere.split import Split
 from molere.testing import check_method, rare_region
 from molere.training import Training
 from oracles import SGD, Trainer

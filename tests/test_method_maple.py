@@ -17,10 +17,10 @@ from molere import rng
 from molere.data.pool import Data, TensorPool
 from molere.errors import DataError
 from molere.fullbatch import Trial
+from molere.holdouts import Given
 from molere.losses import invariance_penalty, risk_variance, worst_mean
 from molere.methods import maple
 from molere.methods.maple import MAPLE, mask, project, share_kept, temperature
-from molere.split import Given
 from molere.steps import Risk
 from molere.testing import check_method, rare_region
 from oracles import Trainer

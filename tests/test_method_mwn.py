@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from molere.data.pool import Batch, Data, TensorPool
 from molere.errors import ConfigError
+from molere.holdouts import Given
 from molere.metaweights import MetaWeights
 from molere.methods.bilaw import BiLAW, ascended, class_margins, in_order
 from molere.methods.mwn import MWN
 from molere.networks import LossNet, MarginNet
 from molere.settings import make_method
-from molere.split import Given, Split, probabilistic_margin
+from molere.split import Split, probabilistic_margin
 from molere.testing import check_method
 from molere.training import Training
 from oracles import SGD, Adam, Trainer

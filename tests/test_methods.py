@@ -15,6 +15,7 @@ from molere import run as running
 from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError, DataError
 from molere.hardness import static_weights
+from molere.holdouts import Given
 from molere.method import Method
 from molere.methods import lrwopt
 from molere.methods.lrw import LRW
@@ -26,7 +27,7 @@ from molere.result import Result
 from molere.run import fit
 from molere.scouts import ScoutTrainer
 from molere.settings import make_method
-from molere.split import Given, Split
+from molere.split import Split
 from molere.steps import Taken
 from molere.storage import ContentCache
 from molere.testing import check_method, rare_region

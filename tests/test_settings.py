@@ -8,12 +8,12 @@ from molere import registry, settings
 from molere.config import flatten, read_overrides
 from molere.errors import ConfigError
 from molere.fields import build, refuse
+from molere.holdouts import Easiest, Hardest, Random
 from molere.methods.erm import ERM
 from molere.methods.lrw import LRW
 from molere.methods.lrwopt import LRWOpt
 from molere.recipe import Recipe
 from molere.settings import MethodSpec, make_method
-from molere.split import Easiest, Hardest, Random
 from molere.weighting import Weights
 
 KEYS = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True)

@@ -15,7 +15,8 @@ import pytest
 
 import stub_training
 from molere import cli, fit
-from molere.compare import Comparison, compare
+from molere.compare import compare
+from molere.comparison import Comparison
 from molere.data.sources import from_arrays
 from molere.errors import DataError, StorageError
 from molere.report import About

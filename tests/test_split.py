@@ -9,22 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from molere.errors import ConfigError, DataError, NumericsError
+from molere.holdouts import Clean, Easiest, Given, Hardest, Holdout, Random
 from molere.settings import make_method
-from molere.split import (
-    Clean,
-    Easiest,
-    Given,
-    Hardest,
-    Holdout,
-    Random,
-    Split,
-    churn,
-    generate_split,
-    lowest,
-    part_size,
-    probabilistic_margin,
-    random_part,
-)
+from molere.split import Split, churn, generate_split, lowest, part_size, probabilistic_margin, random_part
 
 labels = st.lists(st.integers(0, 3), min_size=20, max_size=60)
 scores = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 1.0]), min_size=60, max_size=60)

@@ -16,10 +16,10 @@ from molere.errors import ConfigError
 from molere.method import Run
 from molere.methods.erm import ERM
 from molere.models import build
+from molere.opening import Setup, open_run
 from molere.recipe import Recipe
 from molere.split import Split
 from molere.suffix import Suffix
-from molere.training import Setup, open_run
 
 
 def _vit() -> nn.Module:

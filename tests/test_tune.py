@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from molere import cli, registry, settings
-from molere.compare import Comparison, compare
+from molere.compare import compare
+from molere.comparison import Comparison
 from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError, DataError, NumericsError, StorageError
 from molere.jobs import Progress

@@ -74,7 +74,7 @@ EQUATIONS = (
         ("methods.lrwopt:LRWOpt.learn", "split:generate_split"), "",
         "Of those below one half the lowest validate, delta of the pool at most; no class is taken out altogether."),
     Row("(7), PM", "PM = p_y - max over j != y of p_j",
-        ("split:probabilistic_margin", "split:Hardest", "split:Easiest"), ""),
+        ("split:probabilistic_margin", "holdouts:Hardest", "holdouts:Easiest"), ""),
     Row("(8)", "(3) again, for the proof", ("tests/test_theory.py",), ""),
     Row("(9)", "min over theta of sum_val l, for the proof", ("methods.erm:ERM",), "",
         "No method trains on the validation part alone; ERM is the same sum over the part that it is given."),
@@ -103,13 +103,13 @@ EQUATIONS = (
     Row("Theorem 1", "(2) and (3) have the same value, if weights see x and y", ("tests/test_theory.py",), "",
         "Weights of x alone cannot change the labels' distribution given x: `weights.inputs=xy` sees both."),
     Row("train twice", "Easy, Random, Hard, by margins of a first model",
-        ("split:Easiest", "split:Random", "split:Hardest"), "",
+        ("holdouts:Easiest", "holdouts:Random", "holdouts:Hardest"), "",
         "Margins by cross-fitting; `paper` takes those of one model, as published."),
     Row("appendix E", "time and operations over ERM", ("steps:Cost",), "", "[Measured](results/main-job.md)."),
     Row("appendix F, 1", "the meta loss -L^eta log(1 - L)", ("losses:difficulty_aware",), "",
         "`lrw-hard[objective=difficulty-aware]`."),
     Row("appendix F, 2", "the threshold 0.2", ("methods.lrwopt:LRWOpt.threshold",), "", "`lrwopt[threshold=0.2]`."),
-    Row("appendix F, 3", "only misclassified examples validate", ("split:Hardest.negative_only",), "",
+    Row("appendix F, 3", "only misclassified examples validate", ("holdouts:Hardest.negative_only",), "",
         "`lrw-hard[holdout.negative_only=true]`."),
 )  # fmt: skip
 
@@ -219,12 +219,14 @@ REFERENCE = {
         "Training and comparing",
         "One run, several methods on equal budgets and seeds, and what comes out.",
         ("run", "compare", "recipe", "result"),
-        ("molere.compare.Comparison",),
+        ("molere.comparison.Comparison",),
     ),
     "estimator": Page("The estimator", "[With examples](../estimator.md).", ("estimator",)),
     "reweighter": Page("Your own loop", "[With examples](../your-own-loop.md).", ("reweight",)),
     "data": Page("Data", "Pools of examples, and what makes them.", ("data.pool", "data.sources", "data.given")),
-    "splits": Page("Splits and holdouts", "Which examples validate.", ("split",), ("molere.learned.Learned",)),
+    "splits": Page(
+        "Splits and holdouts", "Which examples validate.", ("split", "holdouts"), ("molere.learned.Learned",)
+    ),
     "meta-gradients": Page(
         "Meta-gradients",
         "[How they are taken](../meta-gradient.md).",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from molere.data.pool import Batch, Data, DatasetPool, Pool, TensorPool
     from molere.data.sources import from_arrays, from_datasets, load
     from molere.estimator import MolereClassifier
+    from molere.holdouts import Clean, Easiest, Given, Hardest, Random
     from molere.learner import Learner
     from molere.metagrad import CentralDifference, ForwardMode, OneSidedDifference, weight_gradient
     from molere.method import Method, Run
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from molere.result import Result
     from molere.reweight import Reweighter
     from molere.run import fit
-    from molere.split import Clean, Easiest, Given, Hardest, Random, Split, probabilistic_margin
+    from molere.split import Split, probabilistic_margin
     from molere.testing import check_method
 
 __version__ = "0.1.0"
@@ -69,7 +70,8 @@ __all__ = [
 _MODULES = {
     "molere.data.pool": ("Batch", "Pool", "TensorPool", "DatasetPool", "Data"),
     "molere.data.sources": ("load", "from_arrays", "from_datasets"),
-    "molere.split": ("Split", "probabilistic_margin", "Random", "Easiest", "Hardest", "Clean", "Given"),
+    "molere.split": ("Split", "probabilistic_margin"),
+    "molere.holdouts": ("Random", "Easiest", "Hardest", "Clean", "Given"),
     "molere.learner": ("Learner",),
     "molere.metagrad": ("weight_gradient", "ForwardMode", "CentralDifference", "OneSidedDifference"),
     "molere.method": ("Method", "Run"),

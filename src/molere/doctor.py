@@ -15,9 +15,9 @@ from torch.nn import functional
 from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError
 from molere.methods.erm import ERM
+from molere.opening import Setup, device_of, open_run
 from molere.recipe import Recipe
 from molere.split import Split
-from molere.training import Setup, device_of, open_run
 
 WAYS: dict[str, dict[str, Any]] = {  # Any: settings of a recipe
     "one-sided": {"estimator": "one-sided"},

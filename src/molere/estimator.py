@@ -24,12 +24,12 @@ from molere.data.pool import Data, Pool
 from molere.data.weighted import WeightedPool
 from molere.errors import ConfigError
 from molere.fields import build
+from molere.holdouts import Given
 from molere.inputs import Inputs, InvalidInput, Matrix
 from molere.method import Method
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.run import fit
-from molere.split import Given
 from molere.steps import chunks
 
 UPDATES = 1000

@@ -1,4 +1,4 @@
-"""Metrics of a classifier on one set of examples, from its gathered logits.
+"""Logits of a classifier on one set of examples, and the metrics of gathered logits.
 
 All values are fractions in [0, 1], except `nll` (nats, >= 0) and `margin` ([-1, 1]). Reductions run in
 float64 on the CPU, so a metric does not depend on the device or on how the logits were batched.
@@ -8,9 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from molere.data.pool import Pool
+from molere.learner import Learner
+from molere.runpasses import EVAL_BATCH
 from molere.split import probabilistic_margin
+from molere.steps import chunks
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 _ROWS = 65_536  # examples turned into float64 at a time
@@ -97,3 +101,22 @@ def _group_accuracies(correct: Tensor, group: Tensor, names: Sequence[str]) -> d
         return {}
     named = {f"accuracy[{names[g] if g < len(names) else g}]": value for g, value in by_group.items()}
     return {"worst_group": min(by_group.values())} | named
+
+
+def predict(classifier: Learner, pool: Pool) -> Float[Tensor, "N c"]:
+    """Logits of a whole pool: evaluation mode, no augmentation, nothing changed."""
+    logits: Tensor | None = None
+    for at, z in logits_of(classifier, pool):
+        logits = z.new_empty(len(pool), z.shape[1]) if logits is None else logits
+        logits[at] = z
+    assert logits is not None, "a pool has examples"
+    return logits
+
+
+def logits_of(classifier: Learner, pool: Pool) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n c"]]]:
+    """(positions, logits) of a whole pool in batches, as `predict`."""
+    device = next(iter(classifier.params.values())).device
+    for at in chunks(torch.arange(len(pool), device=pool.y.device), EVAL_BATCH):
+        with torch.no_grad(), classifier.at(None, evaluating=nn.Module):
+            z = classifier(pool.batch(at).x.to(device)).float()
+        yield at, z

@@ -1,4 +1,4 @@
-"""What is done when numbers stop being finite: who is to blame, and whether to stop, skip the update, or go back."""
+"""Who is to blame when numbers stop being finite: the data, a network, or what it gave."""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -12,10 +12,6 @@ from molere.errors import DataError
 from molere.learner import Learner
 from molere.steps import Seen
 
-MOST_IN_A_ROW = 10
-"""Updates that may be skipped one after the other; more end the run."""
-MOST_ROLLBACKS = 3
-"""Times a run goes back before it ends."""
 AT_ONCE = 1024
 """Examples looked at to find those that are not finite."""
 REMEDY = "lower train.lr, set train.grad_clip, or let train.on_nonfinite be skip or rollback"

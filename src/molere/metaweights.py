@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from molere import rng
 from molere.data.pool import Batch
 from molere.fields import check_fields
+from molere.holdouts import Holdout, Random
 from molere.learner import Learner
 from molere.method import Method, Run
 from molere.networks import mean_one
-from molere.split import Holdout, Random, Split
+from molere.split import Split
 from molere.steps import Seen, Taken
 
 

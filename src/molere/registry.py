@@ -218,12 +218,12 @@ NEEDS: Mapping[str, str] = {
 }
 
 HOLDOUTS: Mapping[str, Entry] = {
-    "random": Entry("molere.split", "Random", "a stratified random part"),
-    "easiest": Entry("molere.split", "Easiest", "the examples of largest margin"),
-    "hardest": Entry("molere.split", "Hardest", "the examples of smallest margin"),
-    "clean": Entry("molere.split", "Clean", "a stratified random part of the examples whose label is right"),
+    "random": Entry("molere.holdouts", "Random", "a stratified random part"),
+    "easiest": Entry("molere.holdouts", "Easiest", "the examples of largest margin"),
+    "hardest": Entry("molere.holdouts", "Hardest", "the examples of smallest margin"),
+    "clean": Entry("molere.holdouts", "Clean", "a stratified random part of the examples whose label is right"),
     "learned": Entry("molere.learned", "Learned", "the part that a predictor trained on the rest generalises worst to"),
-    "given": Entry("molere.split", "Given", "the examples given to validate on (--val-root), or named by position"),
+    "given": Entry("molere.holdouts", "Given", "the examples given to validate on (--val-root), or named by position"),
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from molere.show.plots import OfRun
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run produced: the trained classifier, metrics at the last update and at the best by validation, cost."""
 
@@ -65,6 +65,9 @@ class Result:
     def __str__(self) -> str:
         """What the run came to, in a few lines."""
         return summary(self.as_dict())
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_html_(self) -> str:
         return self.plot.html()

@@ -27,6 +27,7 @@ from molere.adapters import Adapted, Inputs, Packed, Read, packed
 from molere.borrowed import Borrowed, Handed, Stream, StreamBatch, Theirs, without_data
 from molere.data.pool import Batch, Data, Pool
 from molere.errors import ConfigError, DataError
+from molere.holdouts import Given
 from molere.learner import Learner
 from molere.lending import (
     ENDLESS,
@@ -40,12 +41,13 @@ from molere.lending import (
     recipe_of,
     weights_of,
 )
-from molere.method import Method
+from molere.method import Method, restore, state_of
+from molere.opening import Setup, check_trained
 from molere.recipe import Recipe
+from molere.rundata import Lent
 from molere.scouts import ScoutTrainer
-from molere.split import Given, Split
+from molere.split import Split
 from molere.storage import ContentCache
-from molere.training import Setup, check_trained, restore, state_of
 from molere.validation import Labelled, Only, Source, source_of
 
 
@@ -359,12 +361,12 @@ class Reweighter:
         per_epoch = self.per_epoch or (ENDLESS if self.pool is None else len(pool) // update)
         if per_epoch == 0:
             raise DataError(f"an update takes {update} examples and there are {len(pool)}; use a smaller batch_size")
-        run = Borrowed(
+        lent = Lent(
             pool=pool, recipe=recipe, seed=self.seed, classifier=learner, head=head_or_none(module),
             device=first.device,
             budget=ENDLESS if self.epochs is None else self.epochs * per_epoch, per_epoch=per_epoch, batch_size=size,
-            scouts=self._scouts(pool, recipe, module, first.device),
         )  # fmt: skip
+        run = Borrowed(lent, self._scouts(pool, recipe, module, first.device))
         run.untap()
         run.streams, run.micros, run.unpacks = self.pool is None, self.accumulate, unpacks
         run.timed = self.epochs is not None and (self.pool is not None or self.per_epoch is not None)

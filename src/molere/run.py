@@ -26,6 +26,7 @@ from molere.meter import Meter
 from molere.method import Method
 from molere.models import build
 from molere.models.weights import load_weights
+from molere.opening import Setup, device_of
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.scouts import ScoutTrainer
@@ -34,7 +35,7 @@ from molere.show.trackers import Tracker, guarded
 from molere.show.trackers import check as check_trackers
 from molere.steps import Cost
 from molere.storage import ContentCache, PeakMemory, RunFolder, environment, write_bytes, write_samples, write_table
-from molere.training import Observer, Setup, Training, device_of
+from molere.training import Observer, Training
 
 Model = str | nn.Module | Callable[[], nn.Module]
 

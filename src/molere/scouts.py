@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from molere.data.view import PoolView
+from molere.evaluate import predict
 from molere.identity import plain
 from molere.method import Run, Scouting
 from molere.methods.erm import ERM
+from molere.opening import Setup
 from molere.storage import ContentCache, RunFolder
-from molere.training import Setup, Training, predict
+from molere.training import Training
 
 FORMAT = 2
 """Part of every key: raised when a scout of the same content would come out otherwise."""

@@ -23,8 +23,8 @@ def embed(flags: Mapping[str, Any], console: Console) -> str:
     weights = None if flags["weights"] in ("none", "") else flags["weights"]
     console.say(f"embed: {name} by {model} ({weights or 'no weights: as initialised'}) -> {out}")
     from molere import embed  # here: a mistyped option is told before torch is loaded
+    from molere.opening import device_of
     from molere.recipe import Recipe
-    from molere.training import device_of
 
     embed.check_place(out)
     frozen = embed.backbone(model, weights, flags["image_size"])

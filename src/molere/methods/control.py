@@ -14,9 +14,10 @@ from torch import Tensor
 
 from molere.data.pool import Batch
 from molere.fields import check_fields
+from molere.holdouts import Holdout, Random
 from molere.method import Method, Run
 from molere.networks import mean_one
-from molere.split import Holdout, Random, Split
+from molere.split import Split
 from molere.steps import Taken
 
 

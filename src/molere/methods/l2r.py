@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from molere.data.pool import Batch
 from molere.errors import ConfigError
 from molere.fields import check_fields
+from molere.holdouts import Holdout, Random
 from molere.method import Method, Run
-from molere.split import Holdout, Random, Split
+from molere.split import Split
 from molere.steps import Seen, Taken
 
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from molere.data.pool import Batch
 from molere.fields import check_fields
+from molere.holdouts import Holdout, Random
 from molere.learner import Learner
 from molere.losses import difficulty_aware, trimmed_mean
 from molere.method import Method, Run
-from molere.split import Holdout, Random, Split
+from molere.split import Split
 from molere.steps import Taken, mean
 from molere.weighting import Weights
 

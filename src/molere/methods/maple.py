@@ -33,10 +33,11 @@ from molere.data.pool import Batch
 from molere.errors import DataError
 from molere.fields import check_fields
 from molere.fullbatch import Found, Trial
+from molere.holdouts import Holdout, Random
 from molere.losses import group_means, invariance_penalty, risk_variance, worst_mean
 from molere.method import Method, Run
 from molere.networks import mean_one
-from molere.split import Holdout, Random, Split
+from molere.split import Split
 from molere.steps import Risk, Taken
 
 LARGEST_NORM = 3.0

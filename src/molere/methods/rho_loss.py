@@ -20,9 +20,10 @@ from torch import Tensor
 from molere.data.pool import Batch
 from molere.errors import DataError
 from molere.fields import check_fields
+from molere.holdouts import Holdout, Random
 from molere.losses import TOLERANCE, cross_entropy
 from molere.method import Method, Run, Scouting
-from molere.split import Holdout, Random, Split, random_part
+from molere.split import Split, random_part
 from molere.steps import Taken
 
 NAMED_CLASSES = 20

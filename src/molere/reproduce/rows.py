@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, cast  # Any: the arguments of load
 
 from molere import registry
-from molere.compare import Comparison, compare
+from molere.compare import compare
+from molere.comparison import Comparison
 from molere.jobs import Progress
 from molere.report import finite
 from molere.reproduce import figures
