@@ -206,6 +206,8 @@ ORDER = [
     "cli.work",
     "cli.studies",
     "cli.reproduce",
+    "cli.ofconfig",
+    "cli.ofdata",
     "cli.app",
     "cli",
     "__main__",

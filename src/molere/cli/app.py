@@ -1,4 +1,4 @@
-"""The commands, as typer reads them."""
+"""The commands, as typer reads them; those of `data` and `config` have files of their own."""
 
 import shlex
 import sys
@@ -10,14 +10,12 @@ from typing import Annotated
 import typer
 
 from molere import signals
-from molere.cli import listings, options
+from molere.cli import listings, ofconfig, ofdata, options
 from molere.cli.console import Console
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-data_app = typer.Typer(rich_markup_mode=None, help="Data sets.")
-app.add_typer(data_app, name="data")
-config_app = typer.Typer(rich_markup_mode=None, help="Settings files.")
-app.add_typer(config_app, name="config")
+app.add_typer(ofdata.app, name="data")
+app.add_typer(ofconfig.app, name="config")
 
 
 def _version(asked: bool) -> bool:
@@ -214,147 +212,10 @@ def doctor(
     print(checkup.report(*of, device, overrides or [], json))
 
 
-@config_app.callback()
-def config_group() -> None:
-    """Settings files."""
-
-
-@config_app.command("show")
-def show_config(
-    overrides: options.Overrides = None,
-    command: Annotated[str, typer.Option("--for", metavar="COMMAND", help="demo, train or compare.")] = "compare",
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", metavar="FILE", help="Settings file, or the folder of a run.")
-    ] = None,
-    data: options.Data = None,
-    root: options.Root = None,
-    scenario: options.Scenario = None,
-    limit: options.Limit = None,
-    model: options.Model = None,
-    methods: options.Methods = None,
-    split: options.Split = None,
-    seeds: options.Seeds = None,
-    seed: options.Seed = None,
-    epochs: options.Epochs = None,
-    preset: options.Preset = None,
-    device: options.Device = None,
-    json: options.Json = False,
-) -> None:
-    """Print every setting that flags, file and overrides come to, with its help, as a settings file."""
-    flags = locals()
-    from molere.cli import configure
-
-    print(configure.show(command, flags, json))
-
-
-@config_app.command("check")
-def check_config(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Settings files, or folders of runs.")],
-    json: options.Json = False,
-) -> None:
-    """Read settings files and say every mistake in them; nothing is run."""
-    from molere.cli import configure
-
-    try:
-        print(configure.check(files, json))
-    except configure.Refused as refused:
-        if not json:
-            raise
-        print(refused.answer)
-        raise typer.Exit(refused.exit_code) from None
-
-
-@config_app.command("diff")
-def diff_config(
-    a: Annotated[str, typer.Argument(metavar="A", help="Settings file, or the folder of a run.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
-    json: options.Json = False,
-) -> None:
-    """Print the settings that differ, folder, number of jobs and resuming left aside."""
-    from molere.cli import configure
-
-    print(configure.differences(a, b, json))
-
-
 @app.command("models")
 def list_models(json: options.Json = False) -> None:
     """List the named classifiers."""
     print(listings.models(json))
-
-
-@data_app.callback()
-def data_group() -> None:
-    """Data sets."""
-
-
-@data_app.command("embed")
-def embed_data(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the data, as in data.limit=100.")
-    ] = None,
-    data: Annotated[str, typer.Option("--data", metavar="NAME|PATH", help="Data set, or your files.")] = "digits",
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="timm:NAME, torchvision:NAME or a named classifier.")
-    ] = "torchvision:resnet50",
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="An .npz or .parquet file.")] = "features.npz",
-    weights: Annotated[
-        str, typer.Option("--weights", metavar="NAME|FILE", help="Published weights, a file, or none.")
-    ] = "DEFAULT",
-    root: options.Root = None,
-    test: options.Test = None,
-    val_root: options.ValRoot = None,
-    label: options.Label = None,
-    group: options.Group = None,
-    image: options.Image = None,
-    id: options.Id = None,
-    split_column: options.SplitColumn = None,
-    limit: options.Limit = None,
-    on_bad: options.OnBad = None,
-    image_size: options.ImageSize = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images in a batch.")] = 64,
-    device: options.Device = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Write the features of a frozen classifier for every example to one file, on which heads train in seconds."""
-    flags = locals()
-    from molere.cli import embed
-
-    print(embed.embed(flags, Console(quiet=quiet or json)))
-
-
-@data_app.command("list")
-def list_data(root: options.Root = None, json: options.Json = False) -> None:
-    """List the data sets, their scenarios, and whether they are there."""
-    print(listings.data(root, json))
-
-
-@data_app.command("check")
-def check_data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: see `molere data list`.")],
-    root: options.Root = None,
-    images: Annotated[bool, typer.Option("--images", help="Open every image, too.")] = False,
-    json: options.Json = False,
-) -> None:
-    """Look at a data set on disk: checksums, examples, missing and broken images; and how to get it."""
-    from molere.cli import datasets
-
-    text, code = datasets.check(name, root, images, json)
-    print(text)
-    raise typer.Exit(code)
-
-
-@data_app.command("get")
-def get_data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: see `molere data list`.")],
-    root: options.Root = None,
-) -> None:
-    """Fetch a data set where that may be done; else say, step by step, how a person gets it."""
-    from molere.cli import datasets
-
-    text, code = datasets.get(name, root)
-    print(text)
-    raise typer.Exit(code)
 
 
 @app.command()
