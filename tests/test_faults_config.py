@@ -189,7 +189,7 @@ def test_settings_go_through_files_and_overrides_in_any_order(count: int, row: R
     def goes_round(layer: dict[str, Any], draw: random.Random) -> None:
         e = experiment(layer)
         again = experiment(parse_yaml(resolved_yaml(e)))
-        flat = [f"{k}={dump_value(v)}" for k, v in flatten(dataclasses.asdict(e)).items() if v != {}]
+        flat = [f"{k}={dump_value(v)}" for k, v in flatten(dataclasses.asdict(e)).items() if (k, v) != ("method", {})]
         mixed = experiment(read_overrides(draw.sample(flat, len(flat))))
         halves = [read_overrides(part) for part in (flat[::2], flat[1::2])]
         layered = experiment(merge_all(*draw.sample(halves, 2)))
