@@ -217,7 +217,14 @@ def test_the_verdict_says_plainly_that_nothing_is_better() -> None:
     said = wording.verdict(tabulate(results("erm bad same")))[0]
     assert said.startswith("accuracy, at the last update: none is better than erm. Worse (Holm p < .05): bad by ")
     (said, *_) = wording.verdict(tabulate(results("erm same")))
-    assert said == "accuracy, at the last update: no method differs from erm (Holm p < .05)."
+    assert said.startswith("accuracy, at the last update: no method differs from erm (Holm p < .05)")
+
+
+def test_a_verdict_of_no_difference_names_the_nearest_one_and_how_sure_it_is() -> None:
+    near = [{**r, "last": {"accuracy": 0.7 + (0.01 * (r["seed"] + 1) if r["label"] == "good" else 0)}} for r in results("erm good", 2)]
+    (said, *_) = wording.verdict(tabulate(near))
+    expected = r"no method differs from erm \(Holm p < \.05\); the nearest to it is good with \+1\.5 ± 6\.4 points \(p = \.205\)\."
+    assert re.search(expected, said), said
 
 
 def test_the_verdict_on_one_seed_is_that_there_is_none() -> None:
@@ -239,7 +246,7 @@ def test_best_by_validation_is_told_apart_only_where_it_differs(table: Table) ->
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(0.0001, "<.001"), (0.034, ".034"), (0.9999, "1.00"), (1.0, "1.00"), (math.nan, "–")]
+    ("p", "text"), [(0.0001, "<.001"), (0.034, ".034"), (0.0499, "<.05"), (0.9999, "1.00"), (1.0, "1.00"), (math.nan, "–")]
 )
 def test_p_values_are_short(table: Table, p: float, text: str) -> None:
     from dataclasses import replace

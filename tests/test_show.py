@@ -352,10 +352,14 @@ def test_a_page_does_not_grow_with_the_examples() -> None:
     assert size(30_000) < 1.2 * size(1_000)
 
 
-def test_the_lists_hold_the_smallest_margins() -> None:
+def test_the_lists_hold_the_smallest_margins_and_no_example_twice() -> None:
     columns = samples()
-    rows = things.chosen(columns)["hardest"]
-    assert sorted(columns["margin"])[: things.MOST] == columns["margin"][rows].tolist()
+    found = things.chosen(columns)
+    suspects = set(found["suspect"].tolist())
+    rest = [m for i, m in enumerate(columns["margin"].tolist()) if i not in suspects]
+    assert sorted(rest)[: things.MOST] == columns["margin"][found["hardest"]].tolist()
+    assert not suspects & set(found["hardest"].tolist())
+    assert len(suspects) == len(found["hardest"]) == things.MOST
 
 
 def test_what_reproduces_a_run_is_on_its_page(text_of_run: str) -> None:
