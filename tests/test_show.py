@@ -20,6 +20,7 @@ from molere.data.sources import from_arrays
 from molere.errors import DataError, StorageError
 from molere.report import About
 from molere.show import clouds, comparisonpage, curves, gains, page, runpage, style, things
+from molere.show.compared import Compared
 from molere.show.records import Record
 from molere.show.reports import write_report
 from molere.table import Table, tabulate
@@ -280,7 +281,7 @@ def test_names_of_files_labels_and_methods_stay_text() -> None:
 
 def test_a_comparison_with_names_like_code_stays_text() -> None:
     t = table(methods=("erm", NASTY, "x $a$ {y} $$"))
-    text = page.html(comparisonpage.page(comparisonpage.Compared(t, About(title=QUOTED, command=NASTY), [])))
+    text = page.html(comparisonpage.page(Compared(t, About(title=QUOTED, command=NASTY), [])))
     assert len(Reader(text).named("script")) == 1
     assert QUOTED in Reader(text).text
 
@@ -326,7 +327,7 @@ def test_the_verdict_comes_before_tables_and_figures(text_of_run: str) -> None:
 
 def test_the_table_of_a_comparison_shows_what_was_measured() -> None:
     t = table()
-    reader = Reader(page.html(comparisonpage.page(comparisonpage.Compared(t, About(title="t"), []))))
+    reader = Reader(page.html(comparisonpage.page(Compared(t, About(title="t"), []))))
     rows = {row[0]: row for row in reader.tables[0][1:]}
     molere = next(c for c in t.column("accuracy[rotated]", "last") if c.label == "molere")
     assert molere.paired is not None
