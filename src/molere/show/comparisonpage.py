@@ -94,18 +94,22 @@ def _cost_words(t: Table) -> str:
 
 
 def _costs(t: Table) -> Grid:
-    heads = ["method", *(h.format(baseline=t.baseline) for h, _ in COSTS)]
+    """Costs of every method; those of scouts only where there were any."""
     keys = ("seconds", "seconds_ratio", "passes_ratio", "memory_ratio", "scout_seconds_ratio", "scout_passes_ratio")
-    rows = [
-        [Cell(c.label), *(_cost(show(c), getattr(c, key), key) for (_, show), key in zip(COSTS, keys, strict=True))]
-        for c in t.costs
-    ]
+    given = [(key, *column) for key, column in zip(keys, COSTS, strict=True)]
+    shown = [column for column in given if not _of_scouts(column[0]) or any(getattr(c, column[0]) > 0 for c in t.costs)]
+    heads = ["method", *(head.format(baseline=t.baseline) for _, head, _ in shown)]
+    rows = [[Cell(c.label), *(_cost(show(c), getattr(c, key), key) for key, _, show in shown)] for c in t.costs]
     return Grid("Cost", heads, rows)
 
 
 def _cost(text: str, value: float, name: str) -> Cell:
     """A cost, or nothing where there were no scouts."""
-    return Cell("") if name.startswith("scout") and not value > 0 else Cell(text, _key(value))
+    return Cell("") if _of_scouts(name) and not value > 0 else Cell(text, _key(value))
+
+
+def _of_scouts(name: str) -> bool:
+    return name.startswith("scout")
 
 
 def some(t: Table) -> list[str]:

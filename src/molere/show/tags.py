@@ -9,8 +9,10 @@ from molere.show.style import arrange
 
 SIZE = 8.0
 """Points of the letters."""
-LETTER, HEIGHT, AWAY = 0.6 * SIZE, 1.1 * SIZE, 6.0
+LETTER, HEIGHT, AWAY = 0.54 * SIZE, 1.1 * SIZE, 6.0
 """Points: the width of a letter on average, the height of a line, the distance to the marker."""
+LATER = 2.0
+"""Square points that a place may cover more for each place before it."""
 
 
 class Box(NamedTuple):
@@ -46,7 +48,8 @@ def place(axes: Axes, names: Sequence[tuple[float, float, str]], bars: Sequence[
     for x, y, text in sorted(names, key=lambda name: (-name[1], name[0])):
         px, py = _at(axes, x, y, scale)
         boxes = [Box(px + dx, py + dy, px + dx + LETTER * len(text), py + dy + HEIGHT) for dx, dy in _offsets(text)]
-        best = min(boxes, key=lambda box: sum(map(box.shared, taken)) + 3 * (box.area - box.shared(frame)))
+        covered = [sum(map(box.shared, taken)) + 3 * (box.area - box.shared(frame)) for box in boxes]
+        best = boxes[min(range(len(boxes)), key=lambda i: covered[i] + LATER * i)]
         taken.append(best)
         offset = (best.left - px, best.low - py + 0.15 * SIZE)
         plain = text.replace("$", r"\$")
