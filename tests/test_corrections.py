@@ -7,15 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor
 
 from molere import DatasetPool, TensorPool, fit, load
 from molere.data.corrections import corrected, names_of
 from molere.data.decided import digest, read_ids, read_labels, read_weights
-from molere.data.pool import Data
+from molere.data.joined import JoinedPool
+from molere.data.pool import Data, Pool
 from molere.data.sources import from_arrays, from_datasets
+from molere.data.sparse import SparsePool
 from molere.data.view import PoolView
+from molere.data.weighted import WeightedPool
 from molere.errors import DataError, StorageError
 from molere.methods.lrw import LRW
 from molere.request import request
@@ -197,11 +201,49 @@ def test_datasets_take_corrections_too(tmp_path: Path) -> None:
     torch.testing.assert_close(less.train.batch(torch.tensor([0])).y, new.train.y[:1])
 
 
-def test_other_pools_are_refused_and_a_class_cannot_vanish_altogether(tmp_path: Path) -> None:
+def of_kind(kind: str) -> Pool:
+    """Six examples, ids 0 to 5, labels 0 1 2 0 1 2, in a pool of another kind."""
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    whole = TensorPool(x, y, num_classes=3, ids=np.arange(6))
+    halves = [whole.subset(torch.arange(3)), whole.subset(torch.arange(3, 6))]
+    made: dict[str, Pool] = {
+        "sparse": SparsePool(scipy.sparse.csr_matrix(x.numpy()), y, num_classes=3, ids=np.arange(6)),
+        "view": PoolView(whole, torch.arange(6)),
+        "joined": JoinedPool(*halves),
+        "weighted": WeightedPool(whole, torch.ones(6)),
+    }
+    return made[kind]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "view", "joined", "weighted"])
+def test_pools_of_every_kind_take_labels_and_weights_and_lose_what_is_dropped(kind: str, tmp_path: Path) -> None:
+    pool = of_kind(kind)
+    data = Data("d", pool, None, {"test": of_kind("view")})
+    labels, weights = written(tmp_path / "l.csv", "id,label\n4,0\n"), written(tmp_path / "w.csv", "id,weight\n0,3\n")
+    done = corrected(data, labels=labels, weights=weights, drop=written(tmp_path / "d.txt", "1\n")).train
+    assert done.y.tolist() == [0, 2, 0, 0, 2]
+    assert names_of(done) == ["0", "2", "3", "4", "5"]
+    assert done.weight == pytest.approx([3 / (8 / 6), *4 * [1 / (8 / 6)]])
+    batch = done.to("cpu").batch(torch.tensor([3, 0]))
+    assert batch.y.tolist() == [0, 0]
+    torch.testing.assert_close(batch.x, pool.batch(torch.tensor([4, 0])).x)
+    assert done.fingerprint() != pool.fingerprint()
+    if kind == "joined":
+        assert done.validation.tolist() == [2, 3, 4]
+    assert pool.y.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_class_is_named_or_numbered_and_a_misspelt_one_is_guessed(tmp_path: Path) -> None:
+    path = written(tmp_path / "l.csv", "id,label\na,cat\nb,0\n")
+    assert read_labels(path, 2, ("dog", "cat")) == {"a": 1, "b": 0}
+    assert read_labels(path, 2, ("0", "cat")) == {"a": 1, "b": 0}
+    assert read_labels(written(tmp_path / "n.csv", "id,label\na,7\n"), 2, ("3", "7")) == {"a": 1}
+    with pytest.raises(DataError, match=r"label 'cta' of example a is no class; did you mean 'cat'\?"):
+        read_labels(written(tmp_path / "l.csv", "id,label\na,cta\n"), 2, ("dog", "cat"))
+
+
+def test_a_class_cannot_vanish_altogether(tmp_path: Path) -> None:
     data = arrays()
-    viewed = Data("d", PoolView(data.train, torch.arange(6)), None, data.tests)
-    with pytest.raises(DataError, match="a PoolView takes no other labels or weights; give a TensorPool"):
-        corrected(viewed, labels=written(tmp_path / "l.csv", f"id,label\n{data.train.ids[0]},1\n"))  # type: ignore[index]
     everything = "".join(f"{i}\n" for i in range(12))
     with pytest.raises(DataError, match="drops all 8 examples; keep some"):
         corrected(data, drop=written(tmp_path / "d.txt", everything))

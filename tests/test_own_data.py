@@ -215,6 +215,20 @@ def test_texts_become_dense_numbers_that_tell_the_topics_apart(how: str, tmp_pat
     assert torch.equal(torch.cdist(test.x, centres).argmin(1), test.y)
 
 
+def test_what_a_report_shows_of_texts_is_what_was_read(tmp_path: Path) -> None:
+    words = [[f"t{i}", text, topic] for i, (text, topic) in enumerate(texts(20))]
+    news = str(written(tmp_path / "news.csv", words, ("id", "title", "topic")))
+    data = load(news, text="title", label="topic", id="id")
+    assert data.texts is not None
+    own = {name: text for name, text, _ in words}
+    assert {name: data.texts[name] for name in data.train.ids.tolist()} == {n: own[n] for n in data.train.ids.tolist()}
+    assert data.texts.get("t99") is None
+    hard = written(tmp_path / "hard.csv", [["h0", "a hard one", words[0][2]]], ("id", "title", "topic"))
+    joined = load(news, text="title", label="topic", id="id", val_root=str(hard))
+    assert joined.texts is not None
+    assert (joined.texts["h0"], joined.texts[joined.train.ids[0]]) == ("a hard one", own[joined.train.ids[0]])
+
+
 def test_words_of_the_test_alone_are_not_in_the_vocabulary(tmp_path: Path) -> None:
     train = written(tmp_path / "a.csv", texts(20), ("t", "label"))
     test = written(tmp_path / "b.csv", [["unheard syllables", "food"], ["soup", "food"]], ("t", "label"))

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from molere import report, terminal, wording
+from molere import logged, report, terminal, wording
 from molere.errors import ConfigError
 from molere.report import About
+from molere.statistics import Mean
 from molere.table import Metric, Table, passes, tabulate
 
 ABOUT = About(
@@ -217,7 +218,16 @@ def test_the_verdict_says_plainly_that_nothing_is_better() -> None:
     said = wording.verdict(tabulate(results("erm bad same")))[0]
     assert said.startswith("accuracy, at the last update: none is better than erm. Worse (Holm p < .05): bad by ")
     (said, *_) = wording.verdict(tabulate(results("erm same")))
-    assert said == "accuracy, at the last update: no method differs from erm (Holm p < .05)."
+    assert said.startswith("accuracy, at the last update: no method differs from erm (Holm p < .05)")
+
+
+def test_a_verdict_of_no_difference_names_the_nearest_one_and_how_sure_it_is() -> None:
+    near = [
+        {**r, "last": {"accuracy": 0.7 + (0.01 * (r["seed"] + 1) if r["label"] == "good" else 0)}}
+        for r in results("erm good", 2)
+    ]
+    (said, *_) = wording.verdict(tabulate(near))
+    assert said.endswith("(Holm p < .05); the nearest to it is good with +1.5 ± 6.4 points (p = .205).")
 
 
 def test_the_verdict_on_one_seed_is_that_there_is_none() -> None:
@@ -239,7 +249,8 @@ def test_best_by_validation_is_told_apart_only_where_it_differs(table: Table) ->
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(0.0001, "<.001"), (0.034, ".034"), (0.9999, "1.00"), (1.0, "1.00"), (math.nan, "–")]
+    ("p", "text"),
+    [(0.0001, "<.001"), (0.034, ".034"), (0.0499, "<.05"), (0.9999, "1.00"), (1.0, "1.00"), (math.nan, "–")],
 )
 def test_p_values_are_short(table: Table, p: float, text: str) -> None:
     from dataclasses import replace
@@ -420,14 +431,29 @@ def test_what_runs_logged_is_averaged_over_seeds_and_shown_beside_its_method() -
     rows = report.markdown(table, ABOUT).split("## Logged along the way")[1].splitlines()
     assert "| method | split_rejected | churn |" in rows
     assert "| erm |  |  |" in rows
-    assert "| bad | 0.15 ± 0.64 | 2 ± 0 |" in rows
+    assert "| bad | 0.15 ± 0.64 | 2 |" in rows
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [
+        (0.94329, 0.00051, "0.9433 ± 0.0005"),
+        (110.14, 26.2, "110 ± 26"),
+        (1.0, 3.4e-6, "1"),
+        (0.2975, 0.26, "0.30 ± 0.26"),
+        (1234.6, math.nan, "1235"),
+        (math.nan, math.nan, ""),
+    ],
+)
+def test_what_was_logged_is_shown_with_as_many_digits_as_are_sure(mean: float, half: float, text: str) -> None:
+    assert logged.shown(Mean(3, mean, half)) == text
 
 
 def test_what_one_of_many_methods_logged_is_a_line_of_its_own() -> None:
     table = tabulate([*logging_results(0.1), *results("same", 2)])
     section = report.markdown(table, ABOUT).split("## Logged along the way")[1]
     assert "| method |" not in section
-    assert "- bad: split_rejected 0.15 ± 0.64, churn 2 ± 0" in section.splitlines()
+    assert "- bad: split_rejected 0.15 ± 0.64, churn 2" in section.splitlines()
 
 
 @pytest.mark.parametrize(("rejected", "warned"), [(0.3, False), (0.45, True)])

@@ -19,7 +19,18 @@ from molere.data.decided import read_labels
 from molere.data.sources import from_arrays
 from molere.errors import ConfigError, StorageError
 from molere.examples import of_folds, of_tests
-from molere.samples import as_csv, chosen, listed, ordered, probabilities, read, relabelling, rows, suggestion
+from molere.samples import (
+    as_csv,
+    chosen,
+    class_names,
+    listed,
+    ordered,
+    probabilities,
+    read,
+    relabelling,
+    rows,
+    suggestion,
+)
 from molere.storage import read_samples, write_samples
 from molere.testing import rare_region
 from stepping import begun
@@ -199,6 +210,22 @@ def test_conditions_choose_examples(conditions: list[str], expected: list[int]) 
 def test_a_condition_that_is_none_is_refused(condition: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen(table(), [condition])
+
+
+def test_classes_are_named_in_lists_filters_and_the_csv_where_their_names_are_known(tmp_path: Path) -> None:
+    names = ("cat", "0", 'a "dog", wet')
+    assert np.flatnonzero(chosen(table(), ["label=cat"], names)).tolist() == [0, 3]
+    assert np.flatnonzero(chosen(table(), ["label=0"], names)).tolist() == [1, 4]
+    assert np.flatnonzero(chosen(table(), ["label=2", "prediction=label"], names)).tolist() == [2, 5]
+    shown = rows(table(), np.array([3]), ["label", "suggestion", "margin"], classes=names)
+    assert [v.tolist() for v in shown.values()] == [["cat"], ["0"], [-0.6]]
+    path = tmp_path / "fixed.csv"
+    path.write_text(relabelling(table(), np.array([3, 2]), classes=names))
+    assert list(read_labels(path, 3, names).values()) == [0, 2]
+    run = folder_of(tmp_path / "run")
+    assert class_names(run) == ()
+    (run / "shown.json").write_text('{"class_names": ["cat", "dog"]}')
+    assert class_names(run) == ("cat", "dog")
 
 
 def test_a_listing_has_the_columns_that_say_something() -> None:

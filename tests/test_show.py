@@ -21,6 +21,7 @@ from molere.data.sources import from_arrays
 from molere.errors import DataError, StorageError
 from molere.report import About
 from molere.show import clouds, comparisonpage, curves, gains, page, runpage, style, things
+from molere.show.compared import Compared
 from molere.show.records import Record
 from molere.show.reports import write_report
 from molere.table import Table, tabulate
@@ -281,7 +282,7 @@ def test_names_of_files_labels_and_methods_stay_text() -> None:
 
 def test_a_comparison_with_names_like_code_stays_text() -> None:
     t = table(methods=("erm", NASTY, "x $a$ {y} $$"))
-    text = page.html(comparisonpage.page(comparisonpage.Compared(t, About(title=QUOTED, command=NASTY), [])))
+    text = page.html(comparisonpage.page(Compared(t, About(title=QUOTED, command=NASTY), [])))
     assert len(Reader(text).named("script")) == 1
     assert QUOTED in Reader(text).text
 
@@ -327,7 +328,7 @@ def test_the_verdict_comes_before_tables_and_figures(text_of_run: str) -> None:
 
 def test_the_table_of_a_comparison_shows_what_was_measured() -> None:
     t = table()
-    reader = Reader(page.html(comparisonpage.page(comparisonpage.Compared(t, About(title="t"), []))))
+    reader = Reader(page.html(comparisonpage.page(Compared(t, About(title="t"), []))))
     rows = {row[0]: row for row in reader.tables[0][1:]}
     molere = next(c for c in t.column("accuracy[rotated]", "last") if c.label == "molere")
     assert molere.paired is not None
@@ -353,10 +354,14 @@ def test_a_page_does_not_grow_with_the_examples() -> None:
     assert size(30_000) < 1.2 * size(1_000)
 
 
-def test_the_lists_hold_the_smallest_margins() -> None:
+def test_the_lists_hold_the_smallest_margins_and_no_example_twice() -> None:
     columns = samples()
-    rows = things.chosen(columns)["hardest"]
-    assert sorted(columns["margin"])[: things.MOST] == columns["margin"][rows].tolist()
+    found = things.chosen(columns)
+    suspects = set(found["suspect"].tolist())
+    rest = [m for i, m in enumerate(columns["margin"].tolist()) if i not in suspects]
+    assert sorted(rest)[: things.MOST] == columns["margin"][found["hardest"]].tolist()
+    assert not suspects & set(found["hardest"].tolist())
+    assert len(suspects) == len(found["hardest"]) == things.MOST
 
 
 def test_what_reproduces_a_run_is_on_its_page(text_of_run: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from molere.errors import DataError, StorageError
-from molere.samples import chosen, found
+from molere.samples import chosen, class_names, found
 from molere.storage.samples import read_samples
 
 Margins = npt.NDArray[np.float64]
@@ -158,7 +158,7 @@ def _predictions(run: Path, test: str | None, where: Sequence[str]) -> dict[str,
         raise DataError(f"{run} has no test set {test!r}; it has {', '.join(names)}")
     keep = table["test"] == (names[0] if test is None else test)
     fixed = {k: v for k, v in table.items() if k in ("test", "sample_id", "id", "label", "group")}
-    keep &= chosen(fixed, where)  # by what both runs have in common
+    keep &= chosen(fixed, where, class_names(run))  # by what both runs have in common
     return {k: v[keep] for k, v in table.items()}
 
 

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, cast
 
-from molere import wording
-from molere.statistics import Mean
+from molere import logged, wording
 from molere.table import SELECTIONS, Cell, Cost, Metric, Result, Selection, Table
 from molere.tuning import Chosen, searched
 from molere.wording import (
@@ -60,9 +59,6 @@ COSTS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
     ("scout seconds x {baseline}", lambda c: times(c.scout_seconds_ratio)),
     ("scout passes x {baseline}", lambda c: times(c.scout_passes_ratio)),
 )
-
-OF_WEIGHTS = frozenset({"effective_sample_size", "weights_nonzero", "weights_mean", "weight_flipped", "weight_clean"})
-"""What every run logs of its weights; shown where they vary."""
 
 
 def markdown(table: Table, about: About) -> str:
@@ -149,49 +145,10 @@ def _other_metrics(table: Table) -> list[str]:
 
 
 def _logged(table: Table) -> list[str]:
-    names = _told(table)
-    if not names:
-        return []
-    heads, rows = logged_rows(table)
-    grid = [_grid(heads, rows)] if len(heads) > 1 else []
-    return ["## Logged along the way, means over epochs", *grid, *_own(table, [n for n in names if n not in heads])]
-
-
-def _told(table: Table) -> list[str]:
-    """What was logged, without the weights' figures where no method's are other than 1."""
-    names = list(dict.fromkeys(name for logged in table.logged.values() for name in logged))
-    return [name for name in names if name not in OF_WEIGHTS or _varies(table, name)]
-
-
-def logged_rows(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Headings and a row a method of what several methods logged along the way."""
-    by = {name: [label for label in table.labels if name in table.logged[label]] for name in _told(table)}
-    shared = [name for name, labels in by.items() if len(labels) > 1 or len(table.labels) < 3]
-    rows = [[label, *(_short(table.logged[label].get(name)) for name in shared)] for label in table.labels]
-    return ["method", *shared], rows
-
-
-def _own(table: Table, names: Sequence[str]) -> list[str]:
-    """What one method alone logged, a line a method."""
-    lines = [
-        f"- {label}: " + ", ".join(f"{name} {_short(logged[name])}" for name in names if name in logged)
-        for label, logged in table.logged.items()
-        if any(name in logged for name in names)
-    ]
-    return ["\n".join(lines)] if lines else []
-
-
-def _varies(table: Table, name: str) -> bool:
-    """Whether any method has another figure than equal weights give, which is 1."""
-    means = [logged[name].mean for logged in table.logged.values() if name in logged]
-    return any(abs(mean - 1) > 1e-5 for mean in means)
-
-
-def _short(mean: Mean | None) -> str:
-    """Four digits, as these are counts, shares and cosines alike."""
-    if mean is None or math.isnan(mean.mean):
-        return ""
-    return f"{mean.mean:.4g}" + ("" if math.isnan(mean.half_width) else f" ± {mean.half_width:.2g}")
+    heads, rows = logged.rows(table)
+    grid = [_grid(heads, [[label, *map(logged.shown, means)] for label, means in rows])] if len(heads) > 1 else []
+    own = "\n".join(f"- {line}" for line in logged.of_single_methods(table))
+    return ["## Logged along the way, means over epochs", *grid, *filter(None, [own])] if grid or own else []
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,10 +21,13 @@ import numpy.typing as npt
 
 from molere.errors import ConfigError, StorageError
 from molere.names import pick, unknown
+from molere.storage.files import read_json
 from molere.storage.samples import read_samples
 from molere.suspects import MARGINS, Column, Columns, forgotten, low_ranks, suspect_score
 
 Positions = npt.NDArray[np.intp]
+OF_CLASSES = ("label", "clean_label", "prediction", "out_of_fold_prediction", "suggestion")
+"""Columns that hold classes."""
 
 
 def read(folder: str | Path) -> dict[str, Column]:
@@ -39,6 +42,12 @@ def probabilities(folder: str | Path, name: str = "out_of_fold.parquet") -> npt.
     table = read_samples(path) if path.is_file() else {}
     columns = [table[f"p{c}"] for c in range(len(table)) if f"p{c}" in table]
     return np.stack(columns, axis=1).astype(np.float64) if columns else None
+
+
+def class_names(folder: str | Path) -> tuple[str, ...]:
+    """What the classes of a run are called, in the order of their numbers; () where that is not known."""
+    path = Path(folder) / "shown.json"
+    return tuple(map(str, read_json(path).get("class_names") or ())) if path.is_file() else ()
 
 
 def found(folder: Path, name: str) -> Path:
@@ -115,22 +124,25 @@ _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
 
 
-def chosen(columns: Columns, conditions: Sequence[str]) -> npt.NDArray[np.bool_]:
+def chosen(columns: Columns, conditions: Sequence[str], names: Sequence[str] = ()) -> npt.NDArray[np.bool_]:
     """Which examples meet all conditions, such as `label=3`, `margin<0`, `prediction!=label` or `id=cat 7.png`.
 
-    On the right stands a number, a column or a text. ConfigError for what is no condition or no column.
+    On the right stands a number, a column or a text, and for labels the name of a class where `names` has it.
+    ConfigError for what is no condition or no column.
     """
     keep = np.ones(len(next(iter(columns.values()))), dtype=np.bool_)
     for condition in conditions:
-        keep &= _meets(columns, condition)
+        keep &= _meets(columns, condition, names)
     return keep
 
 
-def _meets(columns: Columns, condition: str) -> npt.NDArray[np.bool_]:
+def _meets(columns: Columns, condition: str, names: Sequence[str]) -> npt.NDArray[np.bool_]:
     read = _CONDITION.fullmatch(condition)
     if read is None:
         raise ConfigError(f"{condition!r} is no condition; write one as in label=3, margin<0 or prediction!=label")
     left, compare = column(columns, read[1]), _COMPARE[read[2].replace("==", "=")]
+    if read[1] in OF_CLASSES and read[3] in names:
+        return np.asarray(compare(left, list(names).index(read[3])), dtype=np.bool_)
     if read[3] in columns:
         return np.asarray(compare(left, columns[read[3]]), dtype=np.bool_)
     if left.dtype.kind not in "biuf":
@@ -139,9 +151,8 @@ def _meets(columns: Columns, condition: str) -> npt.NDArray[np.bool_]:
         value = {"true": 1.0, "false": 0.0}.get(read[3].lower())
         return np.asarray(compare(left, float(read[3]) if value is None else value), dtype=np.bool_)
     except ValueError:
-        raise ConfigError(
-            f"{condition!r}: {read[3]!r} is neither a number nor a column; {read[1]} is a number"
-        ) from None
+        what = "a number, a column nor a class" if names and read[1] in OF_CLASSES else "a number nor a column"
+        raise ConfigError(f"{condition!r}: {read[3]!r} is neither {what}; {read[1]} is a number") from None
 
 
 # ---- tables
@@ -153,11 +164,22 @@ SHOWN = (
 """Columns of a listing, of those that are there."""
 
 
-def rows(columns: Columns, positions: Positions, names: Sequence[str] | None = None) -> dict[str, Column]:
-    """Some examples as columns: by default id, label, what it might be instead (`suggestion`), scores."""
+def rows(
+    columns: Columns, positions: Positions, wanted: Sequence[str] | None = None, *, classes: Sequence[str] = ()
+) -> dict[str, Column]:
+    """Some examples as columns: by default id, label, what it might be instead (`suggestion`), scores.
+
+    Labels are given by the names of their classes, where these are known.
+    """
     table = {"id": columns["sample_id"], **columns, "suggestion": suggestion(columns)}
-    wanted = [n for n in SHOWN if n in table and not _is_empty(table[n])] if names is None else names
-    return {name: column(table, name)[positions] for name in wanted}
+    wanted = [n for n in SHOWN if n in table and not _is_empty(table[n])] if wanted is None else wanted
+    return {name: _named(name, column(table, name)[positions], classes) for name in wanted}
+
+
+def _named(name: str, values: Column, classes: Sequence[str]) -> Column:
+    if name not in OF_CLASSES or not len(values) or not 0 <= int(values.min()) <= int(values.max()) < len(classes):
+        return values
+    return np.asarray(classes)[values.astype(np.intp)]
 
 
 def suggestion(columns: Columns) -> Column:
@@ -169,20 +191,20 @@ def _is_empty(values: Column) -> bool:
     return values.dtype.kind == "f" and not np.isfinite(values).any()
 
 
-def relabelling(columns: Columns, positions: Positions) -> str:
+def relabelling(columns: Columns, positions: Positions, *, classes: Sequence[str] = ()) -> str:
     """CSV to relabel by: change `label` where it is wrong and give the file to --labels; the other columns help.
 
-    id, label, given_label (as it was), suggestion, then all that is known.
+    id, label, given_label (as it was), suggestion, then all that is known; classes by name where these are known.
     """
-    table = rows(columns, positions, ["id", "label", "suggestion"])
+    table = rows(columns, positions, ["id", "label", "suggestion"], classes=classes)
     table = {
         "id": table["id"],
         "label": table["label"],
         "given_label": table["label"],
         "suggestion": table["suggestion"],
     }
-    table |= {k: v[positions] for k, v in columns.items() if k not in table and not _is_empty(v)}
-    return as_csv(table)
+    others = [name for name, values in columns.items() if name not in table and not _is_empty(values)]
+    return as_csv({**table, **rows(columns, positions, others, classes=classes)})
 
 
 def as_csv(table: Columns) -> str:

@@ -37,13 +37,15 @@ def relative(cell: Cell) -> str:
 
 
 def p_value(cell: Cell) -> str:
-    """Holm's p: `<.001`, `.034`, `1.00`."""
+    """Holm's p: `<.001`, `.034`, `1.00`; `<.05` where it would be rounded up to that."""
     if cell.paired is None:
         return ""
     if math.isnan(cell.p):
         return NONE
     if cell.p < 0.001:
         return "<.001"
+    if cell.p < ALPHA <= round(cell.p, 3):
+        return "<.05"
     return f"{cell.p:.3f}".removeprefix("0") if cell.p < 0.9995 else "1.00"
 
 
@@ -119,18 +121,31 @@ def _finding(table: Table, column: Sequence[Cell]) -> str:
     worse = sorted((c for c in others if c.verdict == "worse"), key=lambda c: c.gain)
     level = f"(Holm p < {ALPHA:.2f})".replace("0.", ".")
     if not better and not worse:
-        return f"{head} no method differs from {table.baseline} {level}."
+        return f"{head} no method differs from {table.baseline} {level}{_nearest(others)}."
     gains = "; ".join(f"{c.label} by {_gain(c)}, {price(table, c.label)}" for c in better)
     losses = "; ".join(f"{c.label} by {_loss(c)}" for c in worse)
     first = f"better than {table.baseline} {level}: {gains}." if better else f"none is better than {table.baseline}."
     return f"{head} {first}" + (f" Worse {level}: {losses}." if worse else "")
 
 
+def _nearest(cells: Sequence[Cell]) -> str:
+    """Of undecided differences that of the smallest p, and of those the largest; nothing where all are zero."""
+    known = [c for c in cells if not math.isnan(c.p) and c.gain != 0]
+    if not known:
+        return ""
+    cell = min(known, key=lambda c: (c.p, -abs(c.gain)))
+    points = " points" if cell.metric.unit else ""
+    return f"; the nearest to it is {cell.label} with {difference(cell)}{points} ({_probability(cell)})"
+
+
 def _gain(cell: Cell) -> str:
-    p = p_value(cell)
-    p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
     share = [text for text in (relative(cell),) if text != NONE]
-    return f"{_size(cell)} ({', '.join([*share, p, f'wins {wins(cell)}'])})"
+    return f"{_size(cell)} ({', '.join([*share, _probability(cell), f'wins {wins(cell)}'])})"
+
+
+def _probability(cell: Cell) -> str:
+    p = p_value(cell)
+    return f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
 
 
 def _loss(cell: Cell) -> str:

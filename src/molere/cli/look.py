@@ -47,18 +47,20 @@ def samples(
     if which is not None and sort is not None:
         raise ConfigError(f"--list {which} and --sort {sort} both order the examples; keep one")
     columns = examples.read(run)
-    keep = examples.chosen(columns, where)
+    classes = examples.class_names(run)
+    keep = examples.chosen(columns, where, classes)
     lists = _lists(columns, which, sort, out is not None)
-    shown = TOP if len(lists) == 1 else TOP_OF_EACH
-    count = shown if top is None else top or len(keep)
+    few = TOP if len(lists) == 1 else TOP_OF_EACH
+    count = few if top is None else top or len(keep)
     chosen = {title: order[keep[order]][:count] for title, order in lists.items()}
     wanted = None if names is None else [name.strip() for name in names.split(",")]
-    written = [] if out is None else [_exported(Path(out), columns, next(iter(chosen.values())))]
+    written = [] if out is None else [_exported(Path(out), columns, next(iter(chosen.values())), classes)]
     found = qualities(columns, examples.probabilities(run))
+    shown = {title: examples.rows(columns, at, wanted, classes=classes) for title, at in chosen.items()}
     if as_json:
-        return _as_json(run, columns, chosen, wanted, found, out)
+        return _as_json(run, columns, shown, found, out)
     head = f"{run}: {int(keep.sum()):,} of {len(keep):,} examples" if where else f"{run}: {len(keep):,} examples"
-    blocks = [_titled(title, examples.rows(columns, at, wanted)) for title, at in chosen.items()]
+    blocks = [_titled(title, table) for title, table in shown.items()]
     return "\n\n".join([head, *blocks, *_told(columns, found), *written])
 
 
@@ -74,8 +76,8 @@ def _lists(columns: Columns, which: str | None, sort: str | None, to_file: bool)
     return {TITLES[name]: examples.listed(columns, name) for name in chosen}
 
 
-def _exported(path: Path, columns: Columns, positions: Positions) -> str:
-    files.write_bytes(path, examples.relabelling(columns, positions).encode())
+def _exported(path: Path, columns: Columns, positions: Positions, classes: Sequence[str]) -> str:
+    files.write_bytes(path, examples.relabelling(columns, positions, classes=classes).encode())
     return f"{path}: {len(positions):,} examples; change `label` where it is wrong, and train with --labels {path}"
 
 
@@ -100,13 +102,12 @@ def _told(columns: Columns, found: Sequence[Quality]) -> list[str]:
 def _as_json(
     run: str,
     columns: Columns,
-    chosen: Mapping[str, Positions],
-    wanted: Sequence[str] | None,
+    shown: Mapping[str, Columns],
     found: Sequence[Quality],
     out: str | None,
 ) -> str:
     titles = {title: name for name, title in TITLES.items()}
-    lists = {titles.get(title, "sorted"): _records(examples.rows(columns, at, wanted)) for title, at in chosen.items()}
+    lists = {titles.get(title, "sorted"): _records(table) for title, table in shown.items()}
     whole = {
         "run": run,
         "examples": len(columns["label"]),

@@ -145,11 +145,22 @@ def _run(todo: Sequence[Planned], out: Path, flags: Mapping[str, Any], console: 
             continue
         pages.append(made)
         code = code or comparison.exit_code
+    _report(out, console)
     if flags["json"]:
         console.result(json.dumps(finite({"folder": str(out), "pages": [rows.as_dict(p) for p in pages]})))
     else:
-        console.result(rows.together(pages) + f"\nWritten to {out}")
+        console.result(rows.together(pages) + f"\nWritten to {out}\nTo look at: {out / 'report.html'}")
     return code
+
+
+def _report(out: Path, console: Console) -> None:
+    """The page of all rows; one that cannot be made is no reason to fail."""
+    from molere.show.reports import write_report
+
+    try:
+        write_report(out)
+    except Exception as error:
+        console.say(f"no report was written to {out}: {error}")
 
 
 def _jobs(given: str | None) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from molere.data.decided import Given, read_ids, read_labels, read_weights
 from molere.data.imagepool import ImagePool
 from molere.data.labels import checked_weights
+from molere.data.overlaid import OverlaidPool
 from molere.data.pool import Data, DatasetPool, Pool, TensorPool
 from molere.data.view import PoolView
 from molere.errors import DataError
@@ -32,7 +33,7 @@ def corrected(data: Data, *, labels: Given = None, weights: Given = None, drop: 
     """The data with the corrections in these files; raises DataError naming file, id and value."""
     known = {*names_of(data.train), *(names_of(data.select) if _has_ids(data.select) else ())}
     if labels is not None:
-        new = read_labels(Path(labels), data.train.num_classes)
+        new = read_labels(Path(labels), data.train.num_classes, data.class_names)
         _check_known(labels, new, known)
         data = _over(data, lambda pool: _relabelled(pool, new))
     if weights is not None:
@@ -85,13 +86,14 @@ def _weighted(pool: Pool, weights: dict[str, float]) -> Pool:
 
 
 def _changed(pool: Pool, y: Tensor, weight: Tensor | None) -> Pool:
-    """A copy that shares the inputs."""
+    """The same inputs with other labels, and other weights unless None."""
+    known: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
+    weight = known if weight is None else weight.to(y.device)
     if not isinstance(pool, TensorPool | DatasetPool | ImagePool):
-        given = f"a {type(pool).__name__} takes no other labels or weights"
-        raise DataError(f"{given}; give a TensorPool or a DatasetPool, as from_arrays and from_datasets do")
+        return OverlaidPool(pool, y, weight)
     changed = copy.copy(pool)
     changed.y, changed._fingerprint = y, None  # pyright: ignore[reportPrivateUsage]  # a kept hash of the old content
-    changed.weight = pool.weight if weight is None else weight.to(y.device)
+    changed.weight = weight
     return changed
 
 

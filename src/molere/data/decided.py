@@ -1,6 +1,6 @@
 """Files with what a person has decided on examples: new labels, weights, or that they be dropped. Needs no torch.
 
-    labels    CSV with columns `id` and `label`
+    labels    CSV with columns `id` and `label` (a class by its name or number)
     weights   Parquet or CSV with columns `id` (or `sample_id`) and `weight`
     drop      text, an id in each line, or CSV with a column `id`
 
@@ -12,11 +12,12 @@ import hashlib
 import importlib
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from molere.errors import DataError
+from molere.names import nearest
 
 Given: TypeAlias = str | Path | None
 KINDS = ("labels", "weights", "drop")
@@ -34,17 +35,30 @@ def digest(files: Mapping[str, Given]) -> str | None:
     return found.hexdigest()[:12] if given else None
 
 
-def read_labels(path: Path, classes: int) -> dict[str, int]:
-    """Labels in 0..classes-1 by id; DataError names line, id and value."""
+def read_labels(path: Path, classes: int, names: Sequence[str] = ()) -> dict[str, int]:
+    """Labels in 0..classes-1 by id, given as names of classes or, what is no name, as numbers.
+
+    Raises DataError that names line, id and value.
+    """
+    known = {name: number for number, name in enumerate(names)}
     found = dict[str, int]()
     for line, row in _rows(path, "id", "label"):
         where, text = f"{path}, line {line}: label {row['label']!r} of example {row['id']}", row["label"].strip()
-        whole = text.removesuffix(".0")  # as spreadsheets write it
-        if not (whole.isascii() and whole.isdigit() and int(whole) < classes):
-            raise DataError(f"{where} is no class; give a number from 0 to {classes - 1}, or remove the line")
-        if found.setdefault(row["id"], int(whole)) != int(whole):
-            raise DataError(f"{where}, which has label {found[row['id']]} above; keep one line")
+        label = known.get(text, _whole(text))
+        if label is None or not label < classes:
+            near = nearest(text, names)
+            hint = f"did you mean {near!r}?" if near else f"give a number from 0 to {classes - 1}, or remove the line"
+            raise DataError(f"{where} is no class; {hint}")
+        if found.setdefault(row["id"], label) != label:
+            above = names[found[row["id"]]] if names else found[row["id"]]
+            raise DataError(f"{where}, which has label {above} above; keep one line")
     return found
+
+
+def _whole(text: str) -> int | None:
+    """A number of a class, also as spreadsheets write it (2.0)."""
+    whole = text.removesuffix(".0")
+    return int(whole) if whole.isascii() and whole.isdigit() else None
 
 
 def read_weights(path: Path) -> dict[str, float]:

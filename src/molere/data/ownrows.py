@@ -22,7 +22,7 @@ from molere.data.readers import read_sheet, roles, rows_of
 from molere.data.rows import Numbers, Rows, named, positions, sorted_names, usable, without
 from molere.data.scenarios import Part, corrupted, in_both_groups, shifted
 from molere.data.tables import Features, texts_of
-from molere.data.texts import fit_sparse, fit_texts
+from molere.data.texts import TextsById, fit_sparse, fit_texts
 from molere.errors import DataError
 from molere.paths import short
 from molere.rng import key
@@ -53,7 +53,20 @@ def load_rows(a: Asked) -> Data:
     parts = {part: without(rows, _unfit(rows), a.on_bad) for part, rows in parts.items()}
     parts = _split(parts, classes, a)
     numbers, pixels = _numbers(parts["train"], main, a)
-    return _data(parts, classes, numbers, pixels, a)
+    data = _data(parts, classes, numbers, pixels, a)
+    return data if main.text is None else replace(data, texts=_read_in(parts, main.text))
+
+
+def _read_in(parts: Mapping[str, Rows], column: str) -> TextsById:
+    """What the examples of the training part read, and those of a holdout that trains beside them."""
+    rows = [parts[name] for name in ("train", "holdout") if name in parts]
+    places = [(part, i) for part in rows for i in range(len(part))] if len(rows) > 1 else None
+
+    def text(i: int) -> str:
+        part, row = (rows[0], i) if places is None else places[i]
+        return texts_of(part.take(np.array([row])), column)[0]
+
+    return TextsById(np.concatenate([r.ids for r in rows]), text)
 
 
 def read_rows(path: Path, a: Asked, given: Mapping[str, str | None], like: Rows | None = None) -> Read:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from molere.corruption import Scenario, canonical, scenario_of, scenarios
 from molere.data.bypath import load_path
+from molere.data.classnames import NAMES
 from molere.data.corrections import corrected
 from molere.data.corrupt import stratified_split, stratified_subset
 from molere.data.decided import digest
@@ -129,6 +130,7 @@ def _named(
         headline=(*_headline(setting), *(f"{other}/accuracy" for other in others)),
         default_model=source.model,
         recipe=source.recipe,
+        class_names=NAMES.get(source.images or name, ()),
     )
 
 

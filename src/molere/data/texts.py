@@ -1,10 +1,11 @@
 """Texts and sparse rows as dense numbers, by scikit-learn; what is fitted is fitted on the training part."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast  # Any: scikit-learn's estimators and sparse matrices come without types
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +16,25 @@ DENSE = 1024  # sparse rows of as many columns stay as they are
 HASHED = 1024
 REDUCED = 256
 AT_ONCE = 4096  # rows made dense at a time
+
+
+class TextsById(Mapping[Any, str]):
+    """What examples read, by their ids; `read` gives the text at a position, and only where one is asked for."""
+
+    def __init__(self, ids: npt.NDArray[np.generic], read: Callable[[int], str]) -> None:
+        self._ids, self._read = ids, read
+
+    def __getitem__(self, key: Any) -> str:
+        found = np.flatnonzero(self._ids == key)
+        if not len(found):
+            raise KeyError(key)
+        return self._read(int(found[0]))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._ids.tolist())
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
 
 def fit_texts(texts: Sequence[str], how: str, dimensions: int | None) -> Callable[[Sequence[str]], Tensor]:

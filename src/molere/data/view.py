@@ -18,11 +18,13 @@ class PoolView:
         self.group = None if pool.group is None else pool.group[index]
         self.clean_y = None if pool.clean_y is None else pool.clean_y[index]
         self.ids = None if pool.ids is None else pool.ids[index.cpu().numpy()]
-        given: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
-        self.weight = None if given is None else given[index]
         self.num_classes = pool.num_classes
-        weight: Tensor | None = getattr(pool, "weight", None)
+        weight: Tensor | None = getattr(pool, "weight", None)  # a pool of the user's own may know of none
         self.weight = None if weight is None else weight[index]
+        flips: Tensor | None = getattr(pool, "flip_probability", None)
+        self.flip_probability = None if flips is None else flips[index]
+        held: Tensor | None = getattr(pool, "validation", None)
+        self.validation = None if held is None else torch.isin(index, held.to(index.device)).nonzero().flatten()
 
     def __len__(self) -> int:
         return len(self._index)

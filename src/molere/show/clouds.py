@@ -4,13 +4,15 @@ Everything is counted before it is drawn, so that a figure of a million examples
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from molere.show.gains import WIDTH
 from molere.show.style import BETTER, COLOURS, INK, WORSE, Picture, canvas, looks, styled
@@ -50,12 +52,21 @@ def weight_against(samples: Columns, column: str) -> Picture | None:
         axes.set_ylabel("weight, when last used")
         axes.set_title(f"Weight against {column}")
         figure.legend(loc="outside lower center")
-        figure.colorbar(mesh, ax=axes, label="examples", fraction=0.05).outline.set_visible(False)  # pyright: ignore
+        _legend_of_counts(axes, mesh, figure)
     ends = [(float(middle[i]), float(median[i])) for i in (0, -1)] if len(middle) else []
     words = "; ".join(f"median weight {m + 0.0:.2f} at {column} {at:.2g}" for at, m in ends).capitalize()
     return Picture(
         f"weight-{column}", figure, f"The weight of {len(x):,} training examples against their {column}.", words
     )
+
+
+def _legend_of_counts(axes: Axes, mesh: QuadMesh, figure: Figure) -> None:
+    """What the shades mean, on a logarithmic scale with plain numbers."""
+    bar = figure.colorbar(mesh, ax=axes, label="examples", fraction=0.05)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    cast(Any, bar.outline).set_visible(False)
 
 
 def _plain_number(value: float, place: int | None = None) -> str:
@@ -107,7 +118,13 @@ def label_balance(samples: Columns, names: Sequence[str] = ()) -> Picture | None
         axes = figure.subplots()
         for (name, share), look in zip(shares.items(), looks(shares, "all training data").values(), strict=True):
             axes.plot(
-                range(len(order)), share[order], marker=look.marker, linestyle="none", color=look.colour, label=name
+                range(len(order)),
+                share[order],
+                marker=look.marker,
+                linestyle="none",
+                color=look.colour,
+                label=name,
+                clip_on=False,
             )
         words: list[str] = [
             str(names[k]).replace("$", r"\$")[:20] if k < len(names) else str(k) for k in order.tolist()
@@ -119,13 +136,18 @@ def label_balance(samples: Columns, names: Sequence[str] = ()) -> Picture | None
         axes.set_title("Who validates: share of each class, percent")
         figure.legend(loc="outside lower center", ncols=2)
     away = {k: float(np.abs(v - shares["all training data"]).sum() / 2) for k, v in shares.items()}
-    told = "; ".join(f"{name} is {d:.1f} points away from the pool" for name, d in away.items() if d > 0)
+    told = ", ".join(f"{name} {d:.1f} points" for name, d in away.items() if d > 0)
     caption = "Label balance of the validation part, beside that of the training data."
-    return Picture("label-balance", figure, caption, f"In total variation {told}." if told else "")
+    return Picture("label-balance", figure, caption, f"Total variation to the training data: {told}." if told else "")
 
 
-def calibration(found: Mapping[str, tuple[Array, Array]], baseline: str | None = None) -> Picture | None:
-    """Accuracy against confidence in 15 bins: for each label the top probabilities of test examples, and if right."""
+def calibration(
+    found: Mapping[str, tuple[Array, Array]], baseline: str | None = None, *, seed: int | None = None
+) -> Picture | None:
+    """Accuracy against confidence in 15 bins: for each label the top probabilities of test examples, and if right.
+
+    seed: of all these runs, to be told.
+    """
     found = {label: pair for label, pair in found.items() if len(pair[0])}
     if not found:
         return None
@@ -149,7 +171,8 @@ def calibration(found: Mapping[str, tuple[Array, Array]], baseline: str | None =
         axes.set_title("Calibration (error in points)")
         figure.legend(loc="outside lower center", ncols=2)
     told = ", ".join(f"{label} {100 * e:.1f}" for label, e in errors.items())
-    caption = "Calibration on test data: accuracy against confidence in 15 bins, those of five examples or more."
+    of = "" if seed is None else f", seed {seed}"
+    caption = f"Calibration on test data{of}: accuracy against confidence in 15 bins, those of five examples or more."
     return Picture("calibration", figure, caption, f"Expected calibration error in points: {told}.")
 
 

@@ -1,78 +1,25 @@
 """The report of a comparison: verdict, tables, figures, examples of its best method, runs, settings."""
 
-import contextlib
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any  # Any: JSON
+from collections.abc import Sequence
 
-from molere import wording
-from molere.errors import StorageError
-from molere.ledger import folder_name
-from molere.report import COLUMNS, COSTS, About, logged_rows, metric_words
+from molere import logged, wording
+from molere.report import COLUMNS, COSTS, About, metric_words
 from molere.show import clouds, curves, gains, things
+from molere.show.compared import Compared
 from molere.show.page import Cell, Code, Grid, Page, Section, number
-from molere.show.records import Record, of_folder, part
+from molere.show.records import part
 from molere.show.runpage import confidence, of_examples
 from molere.show.style import Picture
-from molere.storage import files
-from molere.table import SELECTIONS, Metric, Selection, Table, tabulate
-from molere.tuning import Chosen
+from molere.table import SELECTIONS, Metric, Selection, Table
 from molere.wording import TITLES
 
 MOST_CURVES = 7
 """Methods that one figure shows lines of."""
 MOST_RUNS = 2000
 """Rows of the table of single runs."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A comparison as stored."""
-
-    table: Table
-    about: About
-    results: Sequence[Mapping[str, Any]]
-    folder: Path | None = None
-
-    def record(self, label: str, seed: int, *, samples: bool = True) -> Record | None:
-        """One of its runs, if it was kept."""
-        if self.folder is None:
-            return None
-        with contextlib.suppress(StorageError):
-            return of_folder(self.folder / "runs" / folder_name(label) / f"seed-{seed}", samples=samples)
-        return None
-
-    def histories(self, labels: Sequence[str]) -> dict[str, list[Any]]:
-        """The rows of metrics.csv of the runs of some methods."""
-        runs = {label: [self.record(label, seed, samples=False) for seed in self.table.seeds] for label in labels}
-        return {label: [r.history for r in found if r is not None] for label, found in runs.items() if any(found)}
-
-
-def of_comparison(folder: Path) -> Compared:
-    """The comparison in a folder, finished or not; StorageError where there is none, or no run of it has ended."""
-    if (folder / "table.json").is_file():
-        stored: Mapping[str, Any] = files.read_json(folder / "table.json")
-        about = dict(stored["about"])
-        about["tuning"] = tuple(Chosen(**c) for c in about.get("tuning") or ())
-        missing = {(m["label"], int(m["seed"])): m["reason"] for m in stored.get("missing") or ()}
-        results = stored["results"]
-        table = tabulate(
-            results,
-            labels=stored["methods"],
-            seeds=stored["seeds"],
-            baseline=stored["baseline"],
-            headline=stored["headline"],
-            failures=missing,
-        )
-        return Compared(table, About(**about), results, folder)
-    results = [files.read_json(path) for path in sorted(folder.glob("runs/*/seed-*/result.json"))]
-    if not results:
-        raise StorageError(f"{folder} holds no comparison with a finished run; give the folder of one")
-    return Compared(tabulate(results), About(title=f"{results[0]['data']}, not finished"), results, folder)
 
 
 def page(c: Compared) -> Page:
@@ -90,7 +37,7 @@ def page(c: Compared) -> Page:
             Section("Figures", figures=figures(c)),
             _examples(c),
             Section("Other metrics", tables=_others(t)),
-            Section("Logged along the way", tables=_logged(t)),
+            _logged(t),
             Section("Tuning", tables=_tuning(about)),
             Section("Runs", words=wording.missing(t), tables=[_runs(c)]),
             Section("Settings and environment", code=_settings(c)),
@@ -147,33 +94,42 @@ def _cost_words(t: Table) -> str:
 
 
 def _costs(t: Table) -> Grid:
-    heads = ["method", *(h.format(baseline=t.baseline) for h, _ in COSTS)]
+    """Costs of every method; those of scouts only where there were any."""
     keys = ("seconds", "seconds_ratio", "passes_ratio", "memory_ratio", "scout_seconds_ratio", "scout_passes_ratio")
-    rows = [
-        [Cell(c.label), *(_cost(show(c), getattr(c, key), key) for (_, show), key in zip(COSTS, keys, strict=True))]
-        for c in t.costs
-    ]
+    given = [(key, *column) for key, column in zip(keys, COSTS, strict=True)]
+    shown = [column for column in given if not _of_scouts(column[0]) or any(getattr(c, column[0]) > 0 for c in t.costs)]
+    heads = ["method", *(head.format(baseline=t.baseline) for _, head, _ in shown)]
+    rows = [[Cell(c.label), *(_cost(show(c), getattr(c, key), key) for key, _, show in shown)] for c in t.costs]
     return Grid("Cost", heads, rows)
 
 
 def _cost(text: str, value: float, name: str) -> Cell:
     """A cost, or nothing where there were no scouts."""
-    return Cell("") if name.startswith("scout") and not value > 0 else Cell(text, _key(value))
+    return Cell("") if _of_scouts(name) and not value > 0 else Cell(text, _key(value))
+
+
+def _of_scouts(name: str) -> bool:
+    return name.startswith("scout")
 
 
 def some(t: Table) -> list[str]:
     """The baseline and the methods worth a line of their own: the best by the first headline metric, as many as fit."""
-    cells = [c for c in t.column(t.headline[0], "last") if c.paired is not None and not math.isnan(c.gain)]
-    best = [c.label for c in sorted(cells, key=lambda c: -c.gain)]
+    best = by_gain(t)
     named = [label for label in ("molere", "lrwopt") if label in best]
     wanted = list(dict.fromkeys([*best[: MOST_CURVES - 1 - len(named)], *named]))
     return [t.baseline, *(label for label in t.labels if label in wanted)]
 
 
 def leading(t: Table) -> str:
-    """The method whose examples are shown: the best one that is not the baseline."""
+    """The method whose examples are shown: the best one with weights of its own, else the best, else the baseline."""
+    found = by_gain(t)
+    return next((label for label in found if _weighs(t, label)), found[0] if found else t.baseline)
+
+
+def by_gain(t: Table) -> list[str]:
+    """The methods that are not the baseline, the best by the first headline metric first."""
     cells = [c for c in t.column(t.headline[0], "last") if c.paired is not None and not math.isnan(c.gain)]
-    return max(cells, key=lambda c: c.gain).label if cells else t.baseline
+    return [c.label for c in sorted(cells, key=lambda c: -c.gain)]
 
 
 def figures(c: Compared) -> list[Picture]:
@@ -194,23 +150,22 @@ def figures(c: Compared) -> list[Picture]:
 def _calibration(c: Compared, labels: Sequence[str]) -> Picture | None:
     records = {label: c.record(label, c.table.seeds[0]) for label in labels}
     found = {label: confidence(r.test()) for label, r in records.items() if r is not None}
-    return clouds.calibration(found, c.table.baseline)
+    return clouds.calibration(found, c.table.baseline, seed=c.table.seeds[0])
 
 
 def _of_weights(c: Compared) -> list[Picture | None]:
     """What the best method with weights of its own did to the examples; and the learned split, where there is one."""
     t = c.table
-    cells = [x for x in t.column(t.headline[0], "last") if x.paired is not None and not math.isnan(x.gain)]
-    by_gain = [x.label for x in sorted(cells, key=lambda x: -x.gain)]
-    weighted = next((label for label in by_gain if _weighs(t, label)), None)
-    split = next((label for label in by_gain if "split_churn" in t.logged.get(label, {})), None)
+    found = by_gain(t)
+    weighted = next((label for label in found if _weighs(t, label)), None)
+    split = next((label for label in found if "split_churn" in t.logged.get(label, {})), None)
     out = list[Picture | None]()
     if weighted and (r := c.record(weighted, t.seeds[0])) is not None:
-        found = curves.weights(r.history), *(clouds.weight_against(r.samples, x) for x in ("loss", "margin"))
-        out += [p and p.of(weighted) for p in found]
+        drawn = curves.weights(r.history), *(clouds.weight_against(r.samples, x) for x in ("loss", "margin"))
+        out += [p and p.of(weighted, r.seed) for p in drawn]
     if split and (r := c.record(split, t.seeds[0])) is not None:
         out += [
-            p and p.of(split)
+            p and p.of(split, r.seed)
             for p in (curves.churn(r.history), clouds.label_balance(r.samples, r.shown.get("class_names") or ()))
         ]
     return out
@@ -244,11 +199,14 @@ def _others(t: Table) -> list[Grid]:
     return [Grid("Other metrics, at the last update", heads, rows)]
 
 
-def _logged(t: Table) -> list[Grid]:
-    heads, rows = logged_rows(t)
-    if len(heads) < 2:
-        return []
-    return [Grid("Means over epochs, then over seeds", heads, [[Cell(x) for x in row] for row in rows])]
+def _logged(t: Table) -> Section:
+    heads, rows = logged.rows(t)
+    cells = [
+        [Cell(label), *(Cell(logged.shown(m), None if m is None else _key(m.mean)) for m in means)]
+        for label, means in rows
+    ]
+    grids = [Grid("Means over epochs, then over seeds", heads, cells)] if len(heads) > 1 else []
+    return Section("Logged along the way", words=[f"{line}." for line in logged.of_single_methods(t)], tables=grids)
 
 
 def _tuning(about: About) -> list[Grid]:

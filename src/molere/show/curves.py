@@ -15,6 +15,19 @@ from molere.show.style import COLOURS, INK, Look, Picture, canvas, looks, styled
 Row = Mapping[str, Any]  # a row of metrics.csv: numbers, None where a column is empty
 History = Sequence[Row]
 QUANTILES = ("weight_p05", "weight_p25", "weight_p50", "weight_p75", "weight_p95")
+TOLD = {
+    "weight_p05": "5 % of the weights are below",
+    "weight_p25": "25 % below",
+    "weight_p50": "half below",
+    "weight_p75": "75 % below",
+    "weight_p95": "95 % below",
+    "weight_flipped": "mean of wrong labels",
+    "weight_clean": "mean of right labels",
+    "split_churn": "churn",
+    "split_rejected": "rejected",
+    "validation_noise": "share of wrong labels",
+}
+"""What the columns are called in a sentence."""
 
 
 def series(history: History, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -46,7 +59,7 @@ def learning(runs: Mapping[str, Sequence[History]], column: str, baseline: str |
         axes.set_title(_title(column) + (", percent" if share else ""))
         if len(curves) > 1:
             figure.legend(loc="outside lower center", ncols=3)
-    ends = ", ".join(f"{label} {scale * c[1][-1]:.4g}" for label, c in curves.items())
+    ends = ", ".join(f"{label} {scale * c[1][-1]:{'.1f' if share else '.3g'}}" for label, c in curves.items())
     shaded = " Lines: means over seeds; shaded: least to largest." if any(len(h) > 1 for h in runs.values()) else ""
     return Picture(f"curve-{column}", figure, f"{_title(column)} by epoch.{shaded}", f"At the end: {ends}.")
 
@@ -133,5 +146,5 @@ def _epochs(axes: Axes) -> None:
 
 
 def _ends(found: Mapping[str, tuple[Any, Any]]) -> str:
-    told = [f"{name.replace('_', ' ')} {y[-1] + 0.0:.3g}" for name, (_, y) in found.items() if len(y)]
+    told = [f"{TOLD[name]} {y[-1] + 0.0:.2f}" for name, (_, y) in found.items() if len(y)]
     return f"At the end: {', '.join(told)}." if told else ""

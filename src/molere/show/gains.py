@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from molere import wording
-from molere.show.style import BETTER, COLOURS, INK, MARKERS, UNCLEAR, WORSE, Picture, arrange, canvas, looks, styled
+from molere.show import tags
+from molere.show.style import BETTER, COLOURS, INK, MARKERS, UNCLEAR, WORSE, Picture, canvas, looks, styled
 from molere.table import Cell, Selection, Table
 
 WIDTH = 4.4
@@ -79,8 +80,9 @@ def cost_against_gain(table: Table, metric: str, selection: Selection = "last") 
         spots = [(_times(table, c.label), _shown(c), c.label) for c in cells]
         axes.set_xlabel(_plain(f"time, multiples of {table.baseline} (scouts included)"))
         axes.set_ylabel(_unit(cells, "gain"))
-        axes.set_title(_plain(metric))
-        _tags(axes, [(1.0, 0.0, table.baseline), *_worth_a_name(spots)])
+        axes.set_title(_plain(f"Gain against cost: {metric}"))
+        bars = [(_times(table, c.label), _shown(c), _half(c) or 0.0) for c in cells]
+        tags.place(axes, [(1.0, 0.0, table.baseline), *_worth_a_name(spots)], [(1.0, 0.0, 0.0), *bars])
     caption = f"What a gain in {metric} costs: the time of a run with its scouts, as a multiple of {table.baseline}'s."
     words = [f"{c.label} {_shown(c):+.1f} at {_times(table, c.label):.2f} x." for c in cells]
     return Picture(f"cost-{_slug(metric)}", figure, caption, " ".join(words))
@@ -102,7 +104,7 @@ def groups(table: Table, selection: Selection = "last") -> Picture | None:
             half = [0 if math.isnan(c.mean.half_width) else 100 * c.mean.half_width for c in column]
             rows = [i + 0.5 * ((place + 0.5) / len(names) - 0.5) for i in range(len(column))]
             style = {"fmt": MARKERS[place % 8], "color": COLOURS[place % 8], "elinewidth": 1, "markersize": 4}
-            axes.errorbar(x, rows, xerr=half, label=_plain(name), **style)  # pyright: ignore[reportArgumentType]
+            axes.errorbar(x, rows, xerr=half, label=_plain(name.replace("_", " ")), **style)  # pyright: ignore[reportArgumentType]
         _rows(axes, table.labels)
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -2.0), min(high, 102.0))  # an interval may reach further than a share can
@@ -112,7 +114,7 @@ def groups(table: Table, selection: Selection = "last") -> Picture | None:
     worst = {c.label: c.mean.mean for c in table.column(names[0], selection)}
     told = ", ".join(f"{label} {100 * v:.1f}" for label, v in worst.items() if not math.isnan(v))
     caption = f"Where the accuracy is, {wording.TITLES[selection]}: mean over seeds and its 95 % interval."
-    return Picture("groups", figure, caption, f"{names[0]}: {told}.")
+    return Picture("groups", figure, caption, f"{names[0].replace('_', ' ').capitalize()}: {told}.")
 
 
 def _interval(axes: Axes, cell: Cell, place: int) -> None:
@@ -159,21 +161,6 @@ def _worth_a_name(spots: Sequence[tuple[float, float, str]]) -> list[tuple[float
         return list(spots)
     by_gain, by_cost = sorted(spots, key=lambda s: -s[1]), sorted(spots, key=lambda s: -s[0])
     return list(dict.fromkeys([*by_gain[:3], *by_gain[-3:], *by_cost[:2]]))
-
-
-def _tags(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
-    """A name right of each point, moved up or down where it would stand on another."""
-    if (figure := axes.get_figure(root=True)) is not None:
-        arrange(figure)
-    taken = list[tuple[float, float, float]]()
-    for x, y, label in sorted(spots, key=lambda s: -s[1]):
-        px, py = axes.transData.transform((x, y))
-        width, step = 11.0 * len(label), 15.0
-        line = py
-        while any(abs(line - q) < step and px < b and a < px + width for a, b, q in taken):
-            line -= step / 3
-        taken.append((px, px + width, line))
-        axes.annotate(_plain(label), (x, y), xytext=(5, (line - py) * 0.72 - 3), textcoords="offset points", fontsize=8)
 
 
 def _said(cells: Sequence[Cell]) -> str:

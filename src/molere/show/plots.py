@@ -9,6 +9,7 @@ from typing import Any  # Any: a Result or a Comparison, which are not imported 
 from molere import margins as margin
 from molere.errors import DataError
 from molere.show import clouds, comparisonpage, curves, gains, records, runpage
+from molere.show.compared import Compared
 from molere.show.style import Picture
 from molere.table import Selection
 
@@ -89,7 +90,7 @@ class OfComparison:
 
     def __init__(self, comparison: Any) -> None:
         c = comparison
-        self.compared = comparisonpage.Compared(c.table, c.about, c.results, c.folder)
+        self.compared = Compared(c.table, c.about, c.results, c.folder)
         self.table = c.table
 
     def gains(self, metric: str | None = None, selection: Selection = "last") -> Picture:

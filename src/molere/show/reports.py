@@ -8,6 +8,7 @@ from molere.data import sources
 from molere.errors import MolereError, StorageError
 from molere.jobs import is_mapping
 from molere.show import comparisonpage, page, reproductionpage, runpage, things
+from molere.show.compared import Compared, of_comparison
 from molere.show.records import Record, of_folder, part
 from molere.storage import files
 
@@ -31,7 +32,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 def _page(folder: Path) -> page.Page:
     if (folder / "runs").is_dir():
-        compared = comparisonpage.of_comparison(folder)
+        compared = of_comparison(folder)
         _fetch(compared, _arguments(folder))
         return comparisonpage.page(compared)
     if (folder / "result.json").is_file():
@@ -53,7 +54,7 @@ def _arguments(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in data.items() if v is not None} if is_mapping(data) else {}
 
 
-def _fetch(compared: comparisonpage.Compared, arguments: dict[str, Any]) -> None:
+def _fetch(compared: Compared, arguments: dict[str, Any]) -> None:
     """Images of the run whose examples will be shown, if they were not kept."""
     record = compared.record(comparisonpage.leading(compared.table), compared.table.seeds[0])
     if record is not None:

@@ -10,7 +10,8 @@ from typing import Any, cast  # Any: JSON
 from molere import wording
 from molere.errors import StorageError
 from molere.show import gains
-from molere.show.comparisonpage import Compared, metric_grid, of_comparison
+from molere.show.compared import Compared, of_comparison
+from molere.show.comparisonpage import metric_grid
 from molere.show.page import Cell, Code, Grid, Page, Section, number
 from molere.show.records import part
 from molere.storage import files

@@ -165,11 +165,11 @@ def of_examples(samples: Columns) -> list[str]:
     if not found:
         return words
     flips = int((samples["clean_label"] != samples["label"]).sum())
-    told = ", ".join(f"{q.name} {100 * q.precision:.0f} % ({q.average_precision:.2f})" for q in found)
+    told = ", ".join(f"{100 * q.precision:.0f} % by {q.name} ({q.average_precision:.2f})" for q in found)
     says = (
-        f"The true labels are known, {flips:,} are wrong. So many of the first {flips:,} are wrong in a list sorted by"
+        f"The true labels are known: {flips:,} are wrong. Of the first {flips:,} of a list sorted by a score are wrong:"
     )
-    return [*words, f"{says} {told}; average precision in brackets."]
+    return [*words, f"{says} {told}; the average precision is in brackets."]
 
 
 def settings(record: Record) -> list[Code]:

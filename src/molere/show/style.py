@@ -30,6 +30,9 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5
 BETTER, WORSE, UNCLEAR = "#0072B2", "#D55E00", "#7A7A7A"
 FONTS = ["DejaVu Sans", "Verdana", "Bitstream Vera Sans", "Helvetica", "Arial", "sans-serif"]
 
+LONGEST = 24
+"""Characters of a method in a title."""
+
 RC: dict[str, Any] = {
     "font.family": FONTS[:1],
     "font.size": 9,
@@ -129,10 +132,14 @@ class Picture:
         """Arrange the parts once: every file of the figure is then drawn from the same places."""
         arrange(self.figure)
 
-    def of(self, label: str) -> "Picture":
-        """The same figure, said to be of one method: in its caption and its file's name."""
+    def of(self, label: str, seed: int) -> "Picture":
+        """The same figure, said to be of one run: in its title, its caption and its file's name."""
         plain = "".join(c if c.isalnum() else "-" for c in label).strip("-")
-        return Picture(f"{self.name}-{plain}", self.figure, f"{label}: {self.caption}", self.words)
+        with styled():
+            for axes in self.figure.axes[:1]:
+                short = label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
+                axes.set_title(f"{axes.get_title(loc='left')}: {short}".replace("$", r"\$"))
+        return Picture(f"{self.name}-{plain}", self.figure, f"{label}, seed {seed}: {self.caption}", self.words)
 
     def png(self, dpi: int = 160) -> bytes:
         """The figure as PNG."""

@@ -23,18 +23,20 @@ SIDE = 96
 """Pixels of the longer side of an image, at most."""
 
 TITLES = {
-    "hardest": (
-        "Hardest",
-        "The smallest margins of the finished classifier; below zero it prefers another class than the label.",
-    ),
     "suspect": ("Suspect labels", "The labels most likely to be wrong, by the suspect score; look before you relabel."),
+    "hardest": (
+        "Hardest of the others",
+        "The smallest margins of the finished classifier, the suspects above left out; below zero it prefers another "
+        "class than the label.",
+    ),
 }
 
 
 def chosen(samples: Columns) -> dict[str, npt.NDArray[np.int64]]:
-    """Rows of the hardest examples, and of the most suspect ones, the first the worst."""
-    hard = np.argsort(_margin(samples), kind="stable")[:MOST]
-    return {"hardest": hard, "suspect": np.argsort(-suspect_score(samples), kind="stable")[:MOST]}
+    """Rows of the most suspect examples, and of the hardest that are not among them, the first the worst."""
+    suspects = np.argsort(-suspect_score(samples), kind="stable")[:MOST]
+    hard = np.argsort(_margin(samples), kind="stable")[: 2 * MOST]
+    return {"suspect": suspects, "hardest": hard[~np.isin(hard, suspects)][:MOST]}
 
 
 def _margin(samples: Columns) -> npt.NDArray[np.float64]:
@@ -91,10 +93,8 @@ def lists(samples: Columns, shown: Mapping[str, Any]) -> list[Examples]:
     """The lists of a report, as far as the columns go."""
     if "margin" not in samples or not len(samples["margin"]):
         return []
-    return [
-        Examples(*TITLES[name], [_example(samples, shown, int(r)) for r in rows])
-        for name, rows in chosen(samples).items()
-    ]
+    found = {name: [_example(samples, shown, int(r)) for r in rows] for name, rows in chosen(samples).items()}
+    return [Examples(*TITLES[name], examples) for name, examples in found.items() if examples]
 
 
 def _example(samples: Columns, shown: Mapping[str, Any], row: int) -> Example:
