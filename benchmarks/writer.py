@@ -154,7 +154,7 @@ over the time of its loop; *whole run* compares it with one whose saves do nothi
 time is that of the training's thread; wall time includes the disk and whatever else runs on the machine.
 """
 HEAD = """\
-| training | method | wall time | saves | waited for each | inside, CPU | inside, wall | whole run, CPU | whole run, wall |
+| training | method | wall time | saves | waited each | inside, CPU | inside, wall | whole run, CPU | whole run, wall |
 |---|---|---|---|---|---|---|---|---|"""
 
 
