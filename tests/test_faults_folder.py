@@ -202,6 +202,24 @@ def test_a_forced_comparison_warns_and_keeps_what_has_ended(tmp_path: Path, monk
     assert len((tmp_path / "stub.log").read_text().splitlines()) == 1
 
 
+def test_a_run_saves_at_the_ends_of_epochs_and_within_those_that_take_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, save = list[int](), RunFolder.save_soon
+    monkeypatch.setattr(RunFolder, "save_soon", lambda f, step, state: (saved.append(step), save(f, step, state)))
+    train(tmp_path / "quick", recipe={"save_every": None})
+    assert saved == [18]  # an epoch takes milliseconds
+    monkeypatch.setattr("molere.training.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("molere.training.LEAST_PAUSE", 0.0)
+    saved.clear()
+    train(tmp_path / "epochs", recipe={"save_every": None})
+    assert saved == [6, 12, 18]
+    monkeypatch.setattr("molere.training.SECONDS_WITHOUT_SAVE", 0.0)
+    saved.clear()
+    train(tmp_path / "long", recipe={"save_every": None})
+    assert saved == list(range(1, 19))
+
+
 # ---- S1: a disk that fills during a run
 
 

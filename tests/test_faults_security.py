@@ -16,11 +16,16 @@ import safetensors.torch
 import torch
 
 import molere
+from molere import MolereClassifier
 from molere.config import read_yaml
+from molere.data.corrections import corrected
 from molere.data.files import read
-from molere.data.pool import TensorPool
+from molere.data.named.cifars import human_labels
+from molere.data.pool import Data, TensorPool
+from molere.data.sources import load
 from molere.errors import MolereError
-from molere.storage import read_samples
+from molere.models.weights import read_weights
+from molere.storage import RunFolder, read_samples
 from molere.storage.cache import ContentCache
 from molere.storage.checkpoint import _manifest, load_checkpoint, load_latest, save_checkpoint  # pyright: ignore
 
@@ -113,8 +118,69 @@ def as_samples(content: bytes, folder: Path) -> object:
     return read_samples(folder / "samples.parquet")
 
 
+def as_weights(ending: str) -> Callable[[bytes, Path], object]:
+    def as_weights_of(content: bytes, folder: Path) -> object:
+        (folder / f"w{ending}").write_bytes(content)
+        return read_weights(folder / f"w{ending}")
+
+    as_weights_of.__name__ = f"as_weights{ending}"
+    return as_weights_of
+
+
+def as_human_labels(content: bytes, folder: Path) -> object:
+    """CIFAR-10N's labels, which come as a pickle of torch."""
+    (folder / "cifar-n").mkdir()
+    (folder / "cifar-n" / "CIFAR-10_human.pt").write_bytes(content)
+    return human_labels("cifar10n", folder, "worst")
+
+
+def as_own_data(ending: str) -> Callable[[bytes, Path], object]:
+    """Tables, arrays and embeddings of the user's own."""
+
+    def as_data(content: bytes, folder: Path) -> object:
+        (folder / f"mine{ending}").write_bytes(content)
+        return load(str(folder / f"mine{ending}"))
+
+    as_data.__name__ = f"as_own_data{ending}"
+    return as_data
+
+
+def as_an_image(content: bytes, folder: Path) -> object:
+    for name in ("ant", "bee"):
+        (folder / name).mkdir()
+        (folder / name / "1.png").write_bytes(content)
+    return load(str(folder), image_size=8)
+
+
+def as_corrections(kind: str, ending: str) -> Callable[[bytes, Path], object]:
+    def as_correction(content: bytes, folder: Path) -> object:
+        (folder / f"mine{ending}").write_bytes(content)
+        pool = TensorPool(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
+        return corrected(Data("x", pool, None, {"test": pool}), **{kind: folder / f"mine{ending}"})
+
+    as_correction.__name__ = f"as_{kind}{ending}"
+    return as_correction
+
+
+def as_a_classifier(content: bytes, folder: Path) -> object:
+    """What MolereClassifier.save leaves, its tensors replaced."""
+    (folder / "classifier.json").write_text("{}")
+    (folder / "module.safetensors").write_bytes(content)
+    return MolereClassifier.load(folder)
+
+
+def as_the_state_of_a_run(content: bytes, folder: Path) -> object:
+    run = RunFolder(folder)
+    (folder / "result.json").write_bytes(content)
+    return run.read_json("result.json")
+
+
 PLACES: list[Callable[[bytes, Path], object]] = [
     as_cifar10, as_cifar100, as_a_checkpoint, as_the_rest_of_a_checkpoint, as_a_cached_result, as_settings, as_samples,
+    *map(as_weights, (".pt", ".pth", ".safetensors")), as_human_labels,
+    *map(as_own_data, (".npz", ".parquet", ".feather", ".jsonl", ".svmlight")), as_an_image,
+    as_corrections("labels", ".csv"), as_corrections("weights", ".parquet"), as_corrections("drop", ".txt"),
+    as_a_classifier, as_the_state_of_a_run,
 ]  # fmt: skip
 
 

@@ -83,10 +83,11 @@ def test_a_tracker_is_told_the_run_its_epochs_and_its_end() -> None:
 ERRORS = [ConnectionError("no network"), KeyError("x"), SystemExit(3), KeyboardInterrupt(), MemoryError()]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("where", ["start", "log", "finish"])
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 def test_a_run_goes_on_without_a_tracker_that_fails(
-    where: str, error: BaseException, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    where: str, error: BaseException, tmp_path: Path, caplog: pytest.LogCaptureFixture, row: Any
 ) -> None:
     plain = fit("erm", data=points(), recipe=RECIPE)
     result = fit("erm", data=points(), recipe=RECIPE, track=[Failing(where, error)], out=tmp_path / "run")
@@ -96,9 +97,29 @@ def test_a_run_goes_on_without_a_tracker_that_fails(
     problem = next(e["problem"] for e in events if e["event"] == "tracker")
     assert problem.startswith(f"Failing: {type(error).__name__}")
     assert caplog.text.count("the run goes on without it") == 1
+    row("O3", 1, 1)
 
 
-def test_a_tracker_that_hangs_is_left_behind() -> None:
+@pytest.mark.faults
+@pytest.mark.parametrize("where", ["start", "log", "finish"])
+def test_a_run_goes_on_when_a_tracker_does_not_answer(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Any
+) -> None:
+    forever, hanging = threading.Event(), Diary()
+    setattr(hanging, where, lambda *arguments: forever.wait(60) and None)
+    monkeypatch.setattr("molere.run.guarded", lambda given: [Guarded(one, patience=0.2) for one in given])
+    plain = fit("erm", data=points(), recipe=RECIPE)
+    begun = time.monotonic()
+    result = fit("erm", data=points(), recipe=RECIPE, track=[hanging], out=tmp_path / "run")
+    forever.set()
+    assert time.monotonic() - begun < 50
+    assert result.last == plain.last
+    assert "did not answer within 0.2 s" in (tmp_path / "run" / "log.jsonl").read_text()
+    row("O3", 1, 1)
+
+
+@pytest.mark.faults
+def test_a_tracker_that_hangs_is_left_behind(row: Any) -> None:
     forever = threading.Event()
     hanging = Diary()
     hanging.log = lambda step, values: forever.wait(60) and None  # type: ignore[method-assign]
@@ -112,9 +133,13 @@ def test_a_tracker_that_hangs_is_left_behind() -> None:
     assert guard.problem is not None
     assert "did not answer within 0.2 s" in guard.problem
     forever.set()
+    row("O3", 1, 1)
 
 
-def test_a_tracker_that_is_too_slow_loses_figures_and_keeps_no_run_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.faults
+def test_a_tracker_that_is_too_slow_loses_figures_and_keeps_no_run_waiting(
+    monkeypatch: pytest.MonkeyPatch, row: Any
+) -> None:
     monkeypatch.setattr(trackers, "MOST_WAITING", 3)
     slow, gate = Diary(), threading.Event()
     slow.start = lambda *arguments: gate.wait(60) and None  # type: ignore[method-assign]
@@ -125,6 +150,7 @@ def test_a_tracker_that_is_too_slow_loses_figures_and_keeps_no_run_waiting(monke
     assert guard.problem is not None
     assert "too slow" in guard.problem
     gate.set()
+    row("O3", 1, 1)
 
 
 def test_what_is_no_finite_number_is_not_told() -> None:

@@ -84,7 +84,8 @@ class Recipe:
     """When a loss, weight or gradient is NaN or infinite: end the run (the last good checkpoint stays), skip the update
     (at most ten in a row), or go back to the last good epoch at half the learning rate (at most three times)."""
     save_every: Annotated[int, Ge(1)] | None = None
-    """Classifier updates between checkpoints; none: at the ends of epochs, at most every five seconds."""
+    """Classifier updates between checkpoints; none: at the ends of epochs, at most every five seconds, and every ten
+    minutes in longer ones."""
 
     def __post_init__(self) -> None:
         check_fields(self)

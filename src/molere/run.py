@@ -19,6 +19,7 @@ from molere import registry, rng, settings
 from molere.adapters import Read, reading
 from molere.data import sources
 from molere.data.pool import Data
+from molere.data.repeats import repeated
 from molere.errors import ConfigError, DataError, StorageError
 from molere.fields import build as build_settings
 from molere.fields import refuse
@@ -139,6 +140,8 @@ def _fit(
                 training.load()
             if folder is not None and not finished:
                 folder.log("resumed" if training.run.updates else "started", updates=training.run.updates)
+                if not training.run.updates and (counts := repeated(setup.data)):
+                    folder.log("repeated", tests=counts)  # test examples that are training examples too
             for tracker in watching:
                 place = None if folder is None else folder.path
                 tracker.start(f"{setup.label} seed {setup.seed}", setup.config(), place, training.run.updates)

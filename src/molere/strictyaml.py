@@ -17,6 +17,7 @@ from molere.names import one_line
 DEEPEST = 60
 """Brackets within brackets; settings need four, and PyYAML takes seconds for thousands."""
 _PLAIN = "tag:yaml.org,2002:"
+_ALIAS = "tag:alias"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$")
@@ -37,17 +38,28 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = cast(Any, self).peek_event()
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ConfigError(f"line {line}: anchors and aliases (& and *) are not allowed; write the value out")
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"line {line}: tags (!...) are not allowed; write a plain value")
+        self._refuse_extras(event)
+        if isinstance(event, yaml.AliasEvent):
+            cast(Any, self).get_event()
+            return yaml.ScalarNode(_ALIAS, "")
         if self._depth == DEEPEST:
             raise RecursionError
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def _refuse_extras(self, event: Any) -> None:
+        """Note anchors, aliases and tags as mistakes, and go on as if the value were a plain one."""
+        line = event.start_mark.line + 1
+        if getattr(event, "anchor", None):
+            self.mistakes.append(f"line {line}: anchors and aliases (& and *) are not allowed; write the value out")
+        if getattr(event, "tag", None) is not None:
+            self.mistakes.append(f"line {line}: tags (!...) are not allowed; write a plain value")
+            event.implicit = (True, False) if isinstance(event, yaml.ScalarEvent) else True
+            event.tag = None
+        if not isinstance(event, yaml.AliasEvent):
+            event.anchor = None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         found: dict[str, object] = {}
@@ -56,7 +68,7 @@ class _StrictLoader(yaml.SafeLoader):
             if key in found:
                 self.mistakes.append(f"line {line}: {one_line(key)} is given twice; keep one")
             value = cast(object, cast(Any, self).construct_object(value_node, deep=True))
-            if key:
+            if key and value_node.tag != _ALIAS:
                 found[key] = value
         return found
 
@@ -91,6 +103,7 @@ def _mapping(loader: Any, node: Any) -> Any:
     return loader.construct_mapping(node, deep=True)
 
 
+_StrictLoader.add_constructor(_ALIAS, lambda loader, node: None)  # the mistake is noted
 _StrictLoader.add_constructor(_PLAIN + "float", _float)
 _StrictLoader.add_constructor(_PLAIN + "int", _int)
 _StrictLoader.add_constructor(_PLAIN + "map", _mapping)

@@ -23,6 +23,8 @@ from molere.storage import PeakMemory, RunFolder
 
 SECONDS_BETWEEN_SAVES = 5.0
 """A run that is killed repeats at most this much and an epoch, unless the recipe says otherwise."""
+SECONDS_WITHOUT_SAVE = 600.0
+"""In an epoch that takes longer than this a run saves in between, too."""
 LEAST_PAUSE = 50.0
 """Saves are at least so many times as far apart as the last one held the training up: it costs 2 % at most."""
 
@@ -214,12 +216,13 @@ class Training:
     # ---- saving and resuming
 
     def save_is_due(self) -> bool:
-        """At the end, every `save_every` updates, or else when an epoch ends some seconds after the last save."""
+        """At the end, every `save_every` updates, or else at an epoch's end, in long ones every ten minutes."""
         run, every = self.run, self.setup.recipe.save_every
         if run.updates == run.budget or every is not None:
             return run.updates == run.budget or run.updates % cast(int, every) == 0
         pause = max(SECONDS_BETWEEN_SAVES, LEAST_PAUSE * self.held_up)
-        return run.updates % run.per_epoch == 0 and time.perf_counter() - self.saved >= pause
+        since = time.perf_counter() - self.saved
+        return since >= pause and (run.updates % run.per_epoch == 0 or since >= SECONDS_WITHOUT_SAVE)
 
     def save(self) -> None:
         """A checkpoint of everything that changes; it is written while the training goes on."""

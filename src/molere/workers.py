@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from molere.errors import ConfigError, ResourceError
 from molere.jobs import Bench, Emit, Failure, Job, Outcome, Plan, Progress
 
 READY = "ready"
-PATIENCE = 9.0  # seconds a worker is given to save and end
+PATIENCE = 9.0  # seconds that the workers are given, all together, to save and end
 
 
 def run_side_by_side(jobs: Sequence[Job], plan: Plan, emit: Emit, *, workers: int, threads: int) -> None:
@@ -45,8 +46,9 @@ def run_side_by_side(jobs: Sequence[Job], plan: Plan, emit: Emit, *, workers: in
     finally:
         for worker in crew:
             worker.ask()
+        until = time.monotonic() + PATIENCE
         for worker in crew:
-            worker.stop()
+            worker.stop(until)
 
 
 class Worker:
@@ -111,9 +113,9 @@ class Worker:
         if self.process.is_alive():
             self.process.terminate()
 
-    def stop(self) -> None:
-        """Wait for the process to end, then end it; its run can be continued from the last checkpoint."""
-        self.process.join(PATIENCE)
+    def stop(self, until: float) -> None:
+        """Wait for the process to end until then, and end it; its run can be continued from the last checkpoint."""
+        self.process.join(max(0.0, until - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
             self.process.join(PATIENCE)

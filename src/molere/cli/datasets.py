@@ -49,7 +49,8 @@ def _state(found: Found) -> str:
 def check(name: str, root: str | None, images: bool, as_json: bool) -> tuple[str, int]:
     """What is on disk of one data set, in full, and the exit code: 3 where it cannot be used as it is."""
     pick("data set", name, registry.DATASETS)
-    from molere.data.named import checking  # here: the list needs none of what it imports
+    from molere.data.named import checking  # here: the list needs none of what they import
+    from molere.data.repeats import told
 
     checked = checking.check(name, root, images)
     code = 0 if checked.fine else INCOMPLETE
@@ -57,6 +58,7 @@ def check(name: str, root: str | None, images: bool, as_json: bool) -> tuple[str
     if as_json:
         state = {"problem": checked.problem, "missing": list(checked.missing), "bad": list(checked.bad)}
         more = {"checksums": dict(checked.checksums), "parts": dict(checked.parts), "notes": list(checked.notes)}
+        more["repeated"] = dict(checked.repeated)
         return _json({"name": name, "fine": checked.fine, "folder": folder, **more, **state}), code
     embedded = not FACTS[name].places
     lines = [*_about(name), f"folder:    {folder or ('none: it comes with a package' if embedded else 'none')}"]
@@ -65,6 +67,7 @@ def check(name: str, root: str | None, images: bool, as_json: bool) -> tuple[str
     if checked.parts:
         lines.append(f"examples:  {', '.join(f'{part} {count:,}' for part, count in checked.parts.items())}")
     lines += [f"note:      {note}" for note in checked.notes]
+    lines += [f"repeated:  {told(part, count, checked.parts[part])}" for part, count in checked.repeated.items()]
     lines += _counted("missing", checked.missing, "images are not there") + _counted("broken", checked.bad, "images")
     lines += [f"problem:   {checked.problem}", *_steps(name)] if checked.problem else []
     seen = "all images were opened" if images else "--images opens every image"

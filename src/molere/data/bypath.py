@@ -1,6 +1,7 @@
 """Data given by a path: what lies there decides how it is read."""
 
 import importlib
+import logging
 from typing import Any  # Any: settings of the data
 
 from molere.data.arrays import reader_of
@@ -9,8 +10,11 @@ from molere.data.ownimages import load_images
 from molere.data.ownrows import load_rows
 from molere.data.pool import Data
 from molere.data.readers import is_hf
+from molere.data.repeats import repeated, told
 from molere.fields import refuse
 from molere.paths import suffix
+
+logger = logging.getLogger(__name__)
 
 
 def load_path(name: str, **given: Any) -> Data:
@@ -18,11 +22,14 @@ def load_path(name: str, **given: Any) -> Data:
 
     Settings as `molere train` takes them (`test`, `val_root`, `label`, ...); None stands for the default. Classes and
     groups are the sorted names of the training part. Raises ConfigError for settings that are none, DataError for
-    files that cannot be used, rows named and counted.
+    files that cannot be used, rows named and counted. Test examples that train as well are counted in the log.
     """
     a = asked(name, **given)
     _check_columns(a)
-    return load_images(a) if _holds_files(a) else load_rows(a)
+    data = load_images(a) if _holds_files(a) else load_rows(a)
+    for test, count in repeated(data).items():
+        logger.warning("%s: %s", a.name, told(test, count, len(data.tests[test])))
+    return data
 
 
 COLUMNS = ("label", "group", "image", "text", "id", "split_column", "features", "drop_columns")

@@ -133,6 +133,8 @@ class ImageFiles:
         return image if self.patch is None else with_patch(image, int(self.patch[row]))
 
     def _rgb(self, row: int) -> Image.Image:
+        if not (self.root / self.paths[row]).is_file():  # a pipe would be waited for
+            raise DataError(self._said(row, OSError()))
         try:
             with Image.open(self.root / self.paths[row]) as file:
                 return as_rgb(file)
@@ -142,7 +144,7 @@ class ImageFiles:
     def _said(self, row: int, error: Exception) -> str:
         path = self.root / self.paths[row]
         if not path.is_file():
-            return f"{path} is not there"
+            return f"{path} is {'no file' if path.exists() else 'not there'}"
         if path.stat().st_size == 0:
             return f"{path} is empty"
         return f"{path} cannot be read as an image ({' '.join(str(error).replace(str(path), '').split())})"

@@ -17,6 +17,8 @@ from molere.data.bad import good_rows
 from molere.data.folders import listed
 from molere.data.imagefiles import ImageFiles
 from molere.data.labels import Names
+from molere.data.rows import classes_among
+from molere.data.within import inside
 from molere.errors import DataError
 
 
@@ -154,31 +156,33 @@ def _numbered(ids: list[object]) -> list[object]:
 def _relative(given: Sequence[object], base: Path) -> tuple[list[str], dict[int, str]]:
     """Paths below the base with forward slashes, and what is wrong with those that are no file there."""
     whole = os.path.abspath(base)
-    paths, bad, known = list[str](), dict[int, str](), dict[str, set[str]]()
+    paths, bad, known = list[str](), dict[int, str](), dict[str, dict[str, bool]]()
     for row, value in enumerate(given):
         text = "" if value is None else str(value).replace("\\", "/") if os.sep == "/" else str(value)
         path = os.path.relpath(os.path.normpath(os.path.join(whole, text)), whole)
         paths.append(Path(path).as_posix())
         if not text:
             bad[row] = f"row {row} names no image"
-        elif path.startswith(".."):
+        elif path == ".." or path.startswith(f"..{os.sep}"):
             bad[row] = f"row {row}: {text} leaves {base}"
-        elif not _is_there(os.path.join(whole, path), known):
+        elif (stays := _stays(os.path.join(whole, path), whole, known)) is None:
             bad[row] = f"row {row}: {base / path} is not there"
+        elif not stays:
+            bad[row] = f"row {row}: {text} leaves {base} by a link"
     return paths, bad
 
 
-def _is_there(path: str, known: dict[str, set[str]]) -> bool:
-    """Is it a file? Every folder is listed once."""
+def _stays(path: str, whole: str, known: dict[str, dict[str, bool]]) -> bool | None:
+    """Whether a file stays below the base; None where there is none. Every folder is listed once."""
     folder, name = os.path.split(path)
     if folder not in known:
-        known[folder] = {e.name for e in os.scandir(folder) if e.is_file()} if os.path.isdir(folder) else set()
-    return name in known[folder]
+        known[folder] = inside(folder, whole)
+    return known[folder].get(name)
 
 
 def _names(values: Sequence[object]) -> tuple[str, ...]:
-    """The distinct values as text, sorted: numbers by size, text by letters."""
-    distinct = {_text(value) for value in values} - {""}
+    """The distinct values as text, sorted: numbers by size, text by letters; those that say none left out."""
+    distinct = classes_among({_text(value) for value in values})
     try:
         return tuple(sorted(distinct, key=lambda text: (float(text), text)))
     except ValueError:
@@ -198,10 +202,10 @@ def _places(values: Sequence[object], names: Sequence[str], what: str) -> tuple[
 
 
 def _text(value: object) -> str:
-    """A cell as text; "" where it is empty; 2.0 is 2, as whole numbers beside empty cells are stored."""
+    """A cell as text without blanks around it; "" where empty; 2.0 is 2, as whole numbers beside empty cells are."""
     if value is None or value != value:
         return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _again(ids: Sequence[object] | None) -> dict[int, str]:

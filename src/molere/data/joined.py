@@ -41,6 +41,11 @@ class JoinedPool:
         return len(self.y)
 
     @property
+    def parts(self) -> tuple[Pool, Pool]:
+        """The two pools: what trains, what is validated on."""
+        return self._parts
+
+    @property
     def augments(self) -> bool:
         """As the pool that trains."""
         return self._parts[0].augments

@@ -23,6 +23,7 @@ from molere.data.rows import Numbers, Rows, named, positions, sorted_names, usab
 from molere.data.scenarios import Part, corrupted, in_both_groups, shifted
 from molere.data.tables import Features, texts_of
 from molere.data.texts import TextsById, fit_sparse, fit_texts
+from molere.data.within import stays
 from molere.errors import DataError
 from molere.paths import short
 from molere.rng import key
@@ -121,11 +122,23 @@ def _decoded(rows: Rows, column: str, a: Asked) -> Rows:
     for i, cell in enumerate(rows.content[column].to_pylist()):
         held = cast(dict[str, Any], cell) if isinstance(cell, dict) else {"bytes": cell}
         try:
-            with Image.open(io.BytesIO(held["bytes"]) if held.get("bytes") else str(held.get("path") or "")) as file:
+            with Image.open(io.BytesIO(held["bytes"]) if held.get("bytes") else _named_by(held, rows, a)) as file:
                 x[i] = np.asarray(centred(as_rgb(file), size)).transpose(2, 0, 1)
         except Exception as error:  # a damaged image can raise anything
             bad[i] = f"{named(rows, i)}: its image cannot be read ({' '.join(str(error).split())})"
     return without(replace(rows, content=x), bad, a.on_bad)
+
+
+def _named_by(held: Mapping[str, Any], rows: Rows, a: Asked) -> Path:
+    """The file that a cell without bytes names, below the folder of its table or `root`; ValueError if it leaves it."""
+    table = Path(rows.where)
+    base = Path(a.root).expanduser() if a.root is not None else table if table.is_dir() else table.parent
+    path = str(held.get("path") or "")
+    if not path:
+        raise ValueError("it is empty")
+    if not stays(base, path):
+        raise ValueError(f"{path} leaves {base}; give the folder that holds it with --root")
+    return base / path
 
 
 def _split(parts: Mapping[str, Rows], classes: tuple[str, ...], a: Asked) -> dict[str, Rows]:

@@ -30,6 +30,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     16-bit grey is divided by 256. 32-bit integers are taken as 16-bit where a value exceeds 255, floats as 0..1
     where none exceeds 1, else as 0..255.
     """
+    image.load()  # else damaged pixels are met while the tags are looked for, and taken for damaged tags
     upright = _upright(image)
     if upright.mode.startswith(("I", "F")):
         return Image.fromarray(_eight_bits(np.asarray(upright), upright.mode)).convert("RGB")

@@ -8,7 +8,8 @@ from typing import Any, cast  # Any: pyarrow comes without types
 
 import numpy as np
 
-from molere.data.rows import Rows, names_of
+from molere.data.rows import MISSING, Rows, names_of
+from molere.data.within import stays
 from molere.errors import DataError
 from molere.names import nearest
 from molere.paths import suffix
@@ -16,7 +17,6 @@ from molere.paths import suffix
 LABELS = ("label", "labels", "target", "class", "y")
 MARK = b"molere"
 """Key of a Parquet file's metadata under which roles of columns stand, as JSON."""
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 HF_FILES = ("dataset_dict.json", "state.json")
 
 
@@ -81,7 +81,7 @@ def _hugging(path: Path) -> Any:
         return _hugging_part(path)
     arrow = importlib.import_module("pyarrow")
     names = cast(Sequence[str], _json(path / "dataset_dict.json").get("splits", []))
-    tables = [_hugging_part(path / name) for name in names]
+    tables = [_hugging_part(_below(path, name)) for name in names]
     marked = [
         t.append_column("split", arrow.array([n] * t.num_rows))
         for n, t in zip(names, tables, strict=True)
@@ -93,16 +93,22 @@ def _hugging(path: Path) -> Any:
 def _hugging_part(path: Path) -> Any:
     arrow = importlib.import_module("pyarrow")
     state, info = _json(path / "state.json"), _json(path / "dataset_info.json")
-    table = arrow.concat_tables([_arrow(path / str(file["filename"])) for file in state["_data_files"]])
+    table = arrow.concat_tables([_arrow(_below(path, str(file["filename"]))) for file in state["_data_files"]])
     indices = cast(Sequence[Mapping[str, str]] | None, state.get("_indices_data_files"))
     if indices:
-        table = table.take(arrow.concat_tables([_arrow(path / i["filename"]) for i in indices]).column(0))
+        table = table.take(arrow.concat_tables([_arrow(_below(path, i["filename"])) for i in indices]).column(0))
     for name, feature in cast(Mapping[str, Any], info.get("features") or {}).items():
         names = cast(list[str], feature.get("names")) if hasattr(feature, "get") else None
         if names and feature.get("_type") == "ClassLabel":
             named = arrow.array([*names, None]).take(_codes(table[name], len(names)))
             table = table.set_column(table.column_names.index(name), name, named)
     return table
+
+
+def _below(path: Path, name: str) -> Path:
+    if not stays(path, name):
+        raise DataError(f"{path} names the file {name}, which is outside of it; save the data set again")
+    return path / name
 
 
 def _codes(column: Any, last: int) -> Any:

@@ -1,6 +1,7 @@
 """Rows as they were read from the user's files: contents not yet numbers, names not yet classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -16,6 +17,10 @@ from molere.names import one_line
 Names: TypeAlias = npt.NDArray[np.character]  # texts of numpy
 Ids: TypeAlias = npt.NDArray[np.generic]
 
+MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+"""Cells that hold no number."""
+IGNORED = "-100"
+"""A label that torch's losses leave out in silence; among whole numbers from 0 on it is no class."""
 WHOLE = 2.0**53  # up to here a float says which whole number is meant
 SAME = {
     "training": "train",
@@ -94,11 +99,28 @@ def _number(value: float) -> str:
 
 def sorted_names(names: Names) -> tuple[str, ...]:
     """The names that occur: by value where all are numbers, else by alphabet; the missing name is none."""
-    found = [str(name) for name in np.unique(names) if name]
+    found = sorted(classes_among({str(name) for name in np.unique(names)}))
     try:
         return tuple(sorted(found, key=float))
     except ValueError:
         return tuple(found)
+
+
+def classes_among(names: Collection[str]) -> set[str]:
+    """The names without those that say "no label": NaN; beside numbers alone MISSING; beside whole numbers IGNORED."""
+    found = {name for name in names if name and name.lower() != "nan"}
+    others = found - {*MISSING}
+    if all(map(_is_number, others)):
+        found = others
+    others = found - {IGNORED}
+    return others if all(name.isdecimal() for name in others) else found
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def positions(names: Names, known: Sequence[str]) -> npt.NDArray[np.int64]:

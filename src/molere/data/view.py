@@ -30,6 +30,16 @@ class PoolView:
         return len(self._index)
 
     @property
+    def pool(self) -> Pool:
+        """The other pool."""
+        return self._pool
+
+    @property
+    def index(self) -> Int[Tensor, " k"]:
+        """Positions there."""
+        return self._index
+
+    @property
     def augments(self) -> bool:
         """As the other pool."""
         return self._pool.augments

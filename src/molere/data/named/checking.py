@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from molere.data.decoded import mistakes
 from molere.data.embedded import digits
 from molere.data.files import FOLDERS, read
@@ -14,6 +17,7 @@ from molere.data.named.about import Found, find
 from molere.data.named.catalog import IMAGE_SETS, parts_of
 from molere.data.named.cifars import HUMAN, check_right, cifar10_1, human_labels
 from molere.data.named.facts import FACTS
+from molere.data.repeats import same_files, same_rows
 from molere.errors import DataError
 
 _BLOCK = 2**20
@@ -29,6 +33,8 @@ class Checked:
     missing: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    repeated: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By part: examples that are training examples too; of image files only where these were opened."""
     problem: str = ""
 
     @property
@@ -45,40 +51,56 @@ def check(name: str, root: str | Path | None, images: bool = False) -> Checked:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            parts, indexes = _read(name, root)
+            parts, indexes, arrays = _read(name, root)
         except DataError as error:
             return Checked(found=found, checksums=_states(name, root), problem=str(error))
-    absent = [path for index in indexes for path in _missing(index)]
-    bad = [said for index in indexes for said in mistakes(index.files).values()] if images and not absent else []
+    absent = [path for index in indexes.values() for path in _missing(index)]
+    bad = (
+        [said for index in indexes.values() for said in mistakes(index.files).values()] if images and not absent else []
+    )
     return Checked(
         found=found,
         checksums=_states(name, root),
         parts=parts,
         missing=tuple(absent),
         bad=tuple(bad),
+        repeated=_repeated(indexes if images and not absent else {}, arrays),
         notes=tuple(dict.fromkeys(str(warning.message) for warning in heard)),
     )
 
 
-def _read(name: str, root: str | Path | None) -> tuple[dict[str, int], list[Index]]:
-    """Examples of each part, and the image files where there are any."""
+def _read(name: str, root: str | Path | None) -> tuple[dict[str, int], dict[str, Index], dict[str, Tensor]]:
+    """Examples of each part; the image files of each, or else the inputs."""
     if name in IMAGE_SETS:
         parts = parts_of(name, root, IMAGE_SETS[name].variants[0])
         own = {"train": parts.train, **({} if parts.select is None else {"select": parts.select}), **parts.tests}
-        return {part: len(index) for part, index in own.items()}, list(own.values())
+        return {part: len(index) for part, index in own.items()}, own, {}
     if name == "digits":
-        return {"all": len(digits()[1])}, []
+        return {"all": len(digits()[1])}, {}, {}
     images = HUMAN[name][0] if name in HUMAN else name if name in FOLDERS else "cifar10"
     train, test = read(images, root)
     if name in HUMAN:
         check_right(name, train.y, human_labels(name, root, "clean")[1])
-    more = {"cifar10.1": len(cifar10_1(root).y)} if name == "cifar10.1" else {}
-    return {"train": len(train.y), "test": len(test.y), **more}, []
+    more = {"cifar10.1": cifar10_1(root)} if name == "cifar10.1" else {}
+    found = {part: torch.from_numpy(arrays.x) for part, arrays in {"train": train, "test": test, **more}.items()}
+    return {part: len(x) for part, x in found.items()}, {}, found
+
+
+def _repeated(files: Mapping[str, Index], arrays: Mapping[str, Tensor]) -> dict[str, int]:
+    others = [part for part in (*files, *arrays) if part != "train"]
+    counts = {
+        part: same_files([files["train"].files], files[part].files)
+        if part in files
+        else same_rows([arrays["train"]], arrays[part])
+        for part in others
+        if part in files or arrays[part].shape[1:] == arrays["train"].shape[1:]
+    }
+    return {part: count for part, count in counts.items() if count}
 
 
 def missing_images(name: str, root: str | Path) -> list[str]:
     """Images that the lists of a data set name and that are not there."""
-    return [path for index in _read(name, root)[1] for path in _missing(index)]
+    return [path for index in _read(name, root)[1].values() for path in _missing(index)]
 
 
 def _missing(index: Index) -> list[str]:

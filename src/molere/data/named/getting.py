@@ -1,8 +1,10 @@
 """Fetches the data sets that may be fetched: into a folder beside, checked there, and only then into place."""
 
 import contextlib
+import http.client
 import os
 import shutil
+import socket
 import sys
 import tarfile
 import tempfile
@@ -18,6 +20,13 @@ from molere.data.named.facts import FACTS
 from molere.data.named.factsheet import Facts
 from molere.errors import DataError, StorageError
 
+PATIENCE = 60.0
+"""Seconds that a host may be silent."""
+BROKEN = (
+    OSError, RuntimeError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error,
+    http.client.HTTPException,
+)  # fmt: skip
+"""What a download that fails can raise."""
 IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 
 
@@ -49,16 +58,35 @@ def fetch(name: str, root: str | Path) -> Path:
     base = Path(root).expanduser()
     with _beside(base) as scratch:
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), _patience():
                 _download(name, FACTS[name], base, scratch)
             _check(name, scratch)
-        except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        except BROKEN as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            by_hand = f"try again, or see {FACTS[name].page}"
+            by_hand = f"try again, or {_by_hand(name, base)}"
             raise DataError(f"{name} could not be fetched ({reason}); nothing of it was kept; {by_hand}") from error
         place = base / FACTS[name].places[0]
         _into_place(scratch, base)
     return place
+
+
+@contextlib.contextmanager
+def _patience() -> Generator[None]:
+    """A host that does not answer is given up; torchvision itself would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _by_hand(name: str, base: Path) -> str:
+    """What a person does where fetching fails: which file goes where, or the page that offers it."""
+    facts = FACTS[name]
+    if facts.urls and not any(target.endswith(".tar") for target in facts.urls):
+        return "; ".join(f"save {url} as {base / target}" for target, (url, _) in facts.urls.items())
+    return f"get it from {facts.page}, put it into {base / facts.places[0]}, and type: molere data check {name}"
 
 
 @contextlib.contextmanager
