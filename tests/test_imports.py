@@ -110,6 +110,7 @@ ORDER = [
     "notes",
     "result",
     "guard",
+    "outcome",
     "method",
     "learned",
     "fullbatch",
