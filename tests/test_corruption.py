@@ -282,11 +282,12 @@ def test_images_in_files_are_corrupted_as_those_in_memory(files: Part) -> None:
         assert (lazy.group is None) == (loaded.group is None)
         read = lazy.x.read(torch.arange(len(lazy.y)), 32)
         assert torch.equal(read, loaded.x)  # type: ignore[arg-type]
-    noisy = corrupted([files], Scenario(instance=0.5), 4, 0)[0]
-    expected, q = instance_noise(memory.x, files.y, 0.5, 4, 0)
-    assert noisy.y.tolist() == expected.tolist()
-    assert noisy.flip_probability is not None
-    assert torch.equal(noisy.flip_probability, q)
+    for side in (32, 40, 80):
+        noisy = corrupted([files], Scenario(instance=0.5), 4, 0, side=side)[0]
+        expected, q = instance_noise(files.x.read(everything, side), files.y, 0.5, 4, 0)
+        assert noisy.y.tolist() == expected.tolist()
+        assert noisy.flip_probability is not None
+        assert torch.equal(noisy.flip_probability, q)
     assert len(in_both_groups(files, Scenario(rotated=0.4)).y) == 80
     turned = shifted(files, Scenario(shift=90))
     assert turned is not None

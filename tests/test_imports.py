@@ -118,6 +118,7 @@ ORDER = [
     "rundata",
     "runpasses",
     "runlooks",
+    "outcome",
     "method",
     "learned",
     "fullbatch",

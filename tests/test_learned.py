@@ -15,6 +15,7 @@ from molere.errors import ConfigError
 from molere.holdouts import Holdout
 from molere.learned import Learned, Splitting, drawn
 from molere.method import Run, Scouting
+from molere.outcome import Outcome
 from molere.settings import MethodSpec, applicable, make_method
 from molere.split import Split, part_size, random_part
 from molere.testing import check_method
@@ -33,7 +34,7 @@ class Told:
     def __init__(self, y: Tensor, wrong: list[float]) -> None:
         self.y, self.wrong, self.asked = y, wrong, list[Scouting]()
 
-    def __call__(self, wanted: Scouting) -> list[Tensor]:
+    def __call__(self, wanted: Scouting) -> list[Outcome]:
         """Wrong on a share of what it has not seen; right on what it was trained and selected on."""
         self.asked.append(wanted)
         assert wanted.select is not None
@@ -43,7 +44,7 @@ class Told:
         label = self.y.clone()
         some = test[: round(self.wrong[len(self.asked) - 1] * len(test))]
         label[some] = 1 - label[some]
-        return [F.one_hot(label, 2).float()]
+        return [Outcome.of(F.one_hot(label, 2).float(), self.y)]
 
 
 def told(wrong: list[float], monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Told]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from molere.data.pool import Data
 from molere.data.view import PoolView
 from molere.errors import ConfigError, DataError
-from molere.methods.rho_loss import class_shares, largest
+from molere.methods.rho_loss import class_shares, largest, some_of
 from molere.run import fit
 from molere.testing import check_method, rare_region
 from stepping import PLAIN, assert_same_parameters, batch_norm, begun, turn, twin_of, two_layers
@@ -183,6 +183,15 @@ def test_the_class_that_the_first_model_cannot_learn_is_selected_less_and_the_lo
     assert logged["selected_class_1"] == logged["selected_least"] == 0
     assert logged["selected_class_0"] == 1
     assert not training.state.offered_classes.any()
+
+
+def test_a_holdout_of_single_examples_of_many_classes_still_gives_some_to_choose_the_epoch_by() -> None:
+    draws = torch.Generator().manual_seed(0)
+    alone = some_of(torch.arange(50), 0.2, draws)
+    assert len(set(alone.tolist())) == 10
+    assert all(0 <= i < 50 for i in alone.tolist())
+    by_class = some_of(torch.arange(50) % 5, 0.2, draws)
+    assert (by_class % 5).bincount().tolist() == [2] * 5
 
 
 # ---- costs and limits

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from molere.methods.lrw import LRW
 from molere.methods.lrwopt import LRWOpt
 from molere.methods.molere import Molere
 from molere.networks import Splitter
+from molere.outcome import Outcome
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.run import fit
@@ -614,17 +616,36 @@ def test_out_of_fold_margins_are_those_of_models_that_never_saw_the_example(trai
     folds: list[Tensor] = []
     scout = training.run.scout
 
-    def noted(*wanted: Any) -> list[Tensor]:
+    def noted(*wanted: Any) -> list[Outcome]:
         folds.extend(w.on for w in wanted)
-        return [torch.full_like(logits, float(fold)) for fold, logits in enumerate(scout(*wanted), start=1)]
+        found = enumerate(scout(*wanted), start=1)
+        return [
+            dataclasses.replace(outcome, loss=torch.full_like(outcome.loss, float(fold))) for fold, outcome in found
+        ]
 
     training.run.scout = noted
-    logits = training.run.crossfit(4, 0.25)
+    outcome = training.run.crossfit(4, 0.25)
     for fold, trained_on in enumerate(folds, start=1):
-        held = (logits[:, 0] == fold).nonzero().flatten()
+        held = (outcome.loss == fold).nonzero().flatten()
         assert set(held.tolist()).isdisjoint(trained_on.tolist())
         assert len(held) + len(trained_on) == 96
         assert int(training.run.pool.y[held].sum()) == len(held) // 2  # in proportion
+
+
+@pytest.mark.parametrize("method", ["lrw-hard", "jtt", "mbr", "rho-loss[delta=0.4]"])
+def test_of_many_examples_and_classes_no_logits_are_kept_and_nothing_else_changes(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    plain = train(method, epochs=2)
+    monkeypatch.setattr(scouts, "MOST_LOGITS", 2 * 96 - 1)
+    lean = train(method, epochs=2, cache=ContentCache(tmp_path))
+    assert_same_training(plain, lean)
+    for column in plain.samples.keys() - {"weight"}:
+        np.testing.assert_array_equal(plain.samples[column], lean.samples[column])
+    for path in tmp_path.glob("*.safetensors"):
+        assert set(load_file(path)) == {"prediction", "loss", "margin", "cost"}
+        assert all(tensor.ndim == 1 for tensor in load_file(path).values())
+    assert "p0" not in lean.out_of_fold
 
 
 def test_scouts_leave_the_run_they_serve_as_it_was(trainings: list[str]) -> None:
@@ -690,7 +711,8 @@ def test_the_guard_falls_back_to_erm_only_where_the_method_is_clearly_worse(
     y = rare_region().train.y
     right, wrong = F.one_hot(y, 2).float(), F.one_hot(1 - y, 2).float()
     worse = torch.where((torch.arange(96) % 2 == 0)[:, None], wrong, right)
-    mine, erm = {-0.5: (worse, right), 0.0: (right, right), 0.5: (right, worse)}[gain]
+    given = {-0.5: (worse, right), 0.0: (right, right), 0.5: (right, worse)}[gain]
+    mine, erm = (Outcome.of(logits, y) for logits in given)
     monkeypatch.setattr(
         "molere.method.Run.crossfit", lambda self, folds, epochs, *, method=None: erm if method is None else mine
     )

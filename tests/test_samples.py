@@ -19,6 +19,7 @@ from molere.data.decided import read_labels
 from molere.data.sources import from_arrays
 from molere.errors import ConfigError, StorageError
 from molere.examples import of_folds, of_tests
+from molere.outcome import Outcome
 from molere.samples import (
     as_csv,
     chosen,
@@ -107,7 +108,9 @@ def test_out_of_fold_predictions_agree_in_both_files(kept: Path) -> None:
 
 def test_out_of_fold_predictions_are_those_of_models_without_the_fold(kept: Path) -> None:
     training = begun("erm", epochs=3, model="mlp")
-    expected = training.run.crossfit(3).softmax(1).numpy()
+    logits = training.run.crossfit(3).logits
+    assert logits is not None
+    expected = logits.softmax(1).numpy()
     found = probabilities(kept)
     assert found is not None
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -151,7 +154,8 @@ def test_forgetting_events_survive_an_interruption(tmp_path: Path) -> None:
 def test_too_many_probabilities_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("molere.examples.MOST_PROBABILITIES", 96 * 2 - 1)
     pool, logits = rare_region().train, torch.randn(96, 2)
-    assert list(of_folds(pool, logits)) == ["sample_id", "label"]
+    assert list(of_folds(pool, Outcome.of(logits, pool.y, keep=True))) == ["sample_id", "label"]
+    assert list(of_folds(pool, Outcome.of(logits, pool.y))) == ["sample_id", "label"]
     assert "p0" not in of_tests({"test": pool}, {"test": logits})
 
 

@@ -22,6 +22,7 @@ from molere.errors import ConfigError
 from molere.losses import cross_entropy
 from molere.method import Run, Scouting
 from molere.optim import Params, Schedule
+from molere.outcome import Outcome
 from molere.steps import Look, Objective, Seen, Taken, Tap, mean
 
 
@@ -233,7 +234,7 @@ class Borrowed(Run):
             raise ConfigError(f"{given}: pass epochs= and per_epoch= (updates of an epoch), or data= and epochs=")
         return super().epochs_of(share) if self.timed else 0
 
-    def scout(self, *wanted: Scouting) -> list[Tensor]:
+    def scout(self, *wanted: Scouting) -> list[Outcome]:
         if self.streams:
             without_data("it trains models on them first")
         return super().scout(*wanted)

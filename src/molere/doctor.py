@@ -16,6 +16,7 @@ from molere.data.pool import Data, TensorPool
 from molere.errors import ConfigError
 from molere.methods.erm import ERM
 from molere.opening import Setup, device_of, open_run
+from molere.outcome import Outcome
 from molere.recipe import Recipe
 from molere.split import Split
 
@@ -144,7 +145,7 @@ def _truth(opened: Callable[[Recipe], _Bench], recipe: Recipe) -> Tensor:
         return opened(replace(recipe, estimator="central")).products()
 
 
-def _no_scouts(run: object, wanted: object) -> list[Tensor]:
+def _no_scouts(run: object, wanted: object) -> list[Outcome]:
     raise ConfigError("a batch under examination has no scouts")
 
 

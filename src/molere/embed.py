@@ -20,7 +20,7 @@ from molere.data.own import NoTestError
 from molere.data.pool import Data, Pool
 from molere.data.readers import MARK
 from molere.data.sources import load
-from molere.errors import ConfigError, DataError
+from molere.errors import ConfigError, DataError, ResourceError
 from molere.models import build, head_of
 from molere.models.weights import is_file
 from molere.storage import write_bytes
@@ -60,7 +60,10 @@ def backbone(name: str, weights: str | None, side: int | None) -> Backbone:
     shape = (3, side or size, side or size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*the head of .* starts new")  # it is not used
-        model = build(name, num_classes=2, input_shape=shape, weights=weights)
+        try:
+            model = build(name, num_classes=2, input_shape=shape, weights=weights)
+        except ResourceError as error:
+            raise ResourceError(str(error).replace("set train.weights=FILE", "pass --weights FILE")) from error
     return Backbone(model.eval().requires_grad_(False), shape[1], mean, std)
 
 

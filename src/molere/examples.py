@@ -1,49 +1,26 @@
 """Examples: what is known of each example of the pool and of the tests, and of the split in force."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from molere.data.pool import Pool
 from molere.losses import cross_entropy
 from molere.method import Run
+from molere.outcome import MOST_LOGITS as MOST_PROBABILITIES
+from molere.outcome import Outcome
 from molere.split import probabilistic_margin
-
-MOST_PROBABILITIES = 2**23
-"""Probabilities that one file holds at most (32 MiB); of more examples and classes only the labels' are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a classifier makes of each of n examples; logits are not kept, as n of them can be too many."""
-
-    prediction: Int[Tensor, " n"]
-    loss: Float[Tensor, " n"]
-    margin: Float[Tensor, " n"]
-
-    @classmethod
-    def of(cls, logits: Float[Tensor, "n c"], y: Int[Tensor, " n"]) -> "Outcome":
-        """Predicted class, cross-entropy and margin."""
-        return cls(logits.argmax(1), cross_entropy(logits, y), probabilistic_margin(logits.softmax(1), y))
-
-    @classmethod
-    def joined(cls, parts: "Iterable[Outcome]") -> "Outcome":
-        """Of several batches, one after the other."""
-        columns = zip(*((part.prediction, part.loss, part.margin) for part in parts), strict=True)
-        return cls(*(torch.cat(column) for column in columns))
 
 
 def of_each(
-    run: Run, outcome: Outcome, out_of_fold: Float[Tensor, "N c"] | None = None
+    run: Run, outcome: Outcome, out_of_fold: Outcome | None = None
 ) -> dict[str, Any]:  # Any: a column of numbers or of users' ids
     """One row per example, as columns, with what the classifier makes of each: what samples.parquet holds.
 
-    out_of_fold: logits under models that have not seen the example, where there are any.
+    out_of_fold: the same of models that have not seen the example, where there are any.
     """
     pool, n = run.pool, len(run.pool)
     validates = torch.zeros(n, dtype=torch.bool, device=run.device)
@@ -73,13 +50,14 @@ def of_each(
         **run.notes.columns,
     }
     if out_of_fold is not None:
-        table |= {f"out_of_fold_{k}": v for k, v in _judged(out_of_fold, pool.y).items() if k != "confidence"}
+        table |= {f"out_of_fold_{k}": getattr(out_of_fold, k) for k in ("prediction", "loss", "margin")}
     return _plain(table)
 
 
-def of_folds(pool: Pool, logits: Float[Tensor, "N c"]) -> dict[str, Any]:  # Any: as above
+def of_folds(pool: Pool, found: Outcome) -> dict[str, Any]:  # Any: as above
     """One row per example of the pool: label and probabilities under a model that has not seen it."""
-    return _plain({"sample_id": torch.arange(len(pool)), "label": pool.y, **_probabilities(logits)})
+    known = {} if found.logits is None else _probabilities(found.logits)
+    return _plain({"sample_id": torch.arange(len(pool)), "label": pool.y, **known})
 
 
 def of_tests(tests: Mapping[str, Pool], logits: Mapping[str, Tensor]) -> dict[str, Any]:  # Any: as above

@@ -76,8 +76,8 @@ class Learned:
         best, gap, stale = (split, p), -math.inf, 0
         rounds = 0
         while True:
-            logits, third = self.predict(run, split, rounds)  # 2
-            right = logits.argmax(1).cpu() == y
+            answers, third = self.predict(run, split, rounds)  # 2
+            right = answers.cpu() == y
             found = float(right[third].float().mean() - right[split.val].float().mean())  # 3
             best, gap, stale = ((split, p), found, 0) if found > gap else (best, gap, stale + 1)
             rounds += 1
@@ -97,13 +97,13 @@ class Learned:
             net = Splitting(run.classifier.model, run.pool.num_classes)
         return Learner("splitter", net, make_optimizer("adam", net.parameters(), lr=self.lr), grad_clip=self.grad_clip)
 
-    def predict(self, run: "Run", split: Split, rounds: int) -> tuple[Float[Tensor, "N c"], Int[Tensor, " k"]]:
-        """(logits of the pool, the third of the training part that the predictor was not trained on)."""
+    def predict(self, run: "Run", split: Split, rounds: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " k"]]:
+        """(answers on the pool, the third of the training part that the predictor was not trained on)."""
         shuffled = split.train.cpu()[torch.randperm(len(split.train), generator=_draws(run, "third", rounds))]
         cut = max(1, len(shuffled) // 3)
         third, rest = shuffled[:cut].sort().values, shuffled[cut:].sort().values
-        (logits,) = run.scout(Scouting(rest.to(run.device), self.epochs, select=third.to(run.device)))
-        return logits, third
+        (found,) = run.scout(Scouting(rest.to(run.device), self.epochs, select=third.to(run.device)))
+        return found.prediction, third
 
     def learn(self, run: "Run", splitter: Learner, split: Split, right: Bool[Tensor, " N"], delta: float) -> None:
         """Train the splitter until it no longer improves."""

@@ -17,9 +17,10 @@ from molere.data.pool import Batch
 from molere.errors import ConfigError, StorageError
 from molere.learner import Learner
 from molere.optim import make_optimizer
+from molere.outcome import Outcome
 from molere.rundata import Lent
 from molere.runlooks import RunLooks
-from molere.split import Split, probabilistic_margin, random_part
+from molere.split import Split, random_part
 from molere.steps import Cost, Taken
 
 S = TypeVar("S")
@@ -49,8 +50,8 @@ class Method(abc.ABC, Generic[S]):
 class Scouts(Protocol):
     """Trains first-stage models with the run's own recipe, once for the same content."""
 
-    def __call__(self, run: "Run", wanted: "Sequence[Scouting]") -> "list[Tensor]":
-        """Logits of the whole pool [N, c] under each of the models."""
+    def __call__(self, run: "Run", wanted: "Sequence[Scouting]") -> "list[Outcome]":
+        """What each of the models makes of the whole pool."""
         ...
 
 
@@ -86,7 +87,7 @@ class Run(RunLooks):
         super().__init__(lent)
         self.waited = 0.0
         self._scouts = scouts
-        self._crossfits: dict[tuple[int, float], Tensor] = {}
+        self._crossfits: dict[tuple[int, float], Outcome] = {}
 
     # ---- further networks, scouts, notes
 
@@ -111,31 +112,27 @@ class Run(RunLooks):
         self.learners[name] = Learner(name, net, made)
         return self.learners[name]
 
-    def scout(self, *wanted: Scouting) -> list[Tensor]:
-        """Logits of the whole pool [N, c] under first-stage models with this run's recipe; cached by content."""
+    def scout(self, *wanted: Scouting) -> list[Outcome]:
+        """What first-stage models with this run's recipe make of each example of the pool; cached by content."""
         with torch.enable_grad(), rng.seeded(None):
             return self._scouts(self, wanted)
 
-    def crossfit(
-        self, folds: int = 5, epochs: float = 0.5, *, method: Method[Any] | None = None
-    ) -> Float[Tensor, "N c"]:
-        """Out-of-fold logits: each example under the model (none: ERM) of the fold that left it out."""
+    def crossfit(self, folds: int = 5, epochs: float = 0.5, *, method: Method[Any] | None = None) -> Outcome:
+        """Out of fold: each example under the model (none: ERM) of the fold that left it out."""
         if method is None and (folds, epochs) in self._crossfits:
             return self._crossfits[folds, epochs]
         order = torch.randperm(len(self.pool), generator=rng.generator(self.seed, "folds")).to(self.device)
         by_class = order[torch.argsort(self.pool.y[order], stable=True)]
         held = [by_class[fold::folds] for fold in range(folds)]
-        logits = self.scout(*(Scouting(self._without(part), epochs, method) for part in held))
-        out = torch.zeros_like(logits[0])
-        for part, found in zip(held, logits, strict=True):
-            out[part] = found[part]
+        found = self.scout(*(Scouting(self._without(part), epochs, method) for part in held))
+        out = Outcome.out_of_fold(found, held)
         if method is None:
             self._crossfits[folds, epochs] = out
         return out
 
     @property
-    def crossfitted(self) -> Float[Tensor, "N c"] | None:
-        """Out-of-fold logits under ERM that the method has asked for; none if it has not."""
+    def crossfitted(self) -> Outcome | None:
+        """Outcomes out of fold under ERM that the method has asked for; none if it has not."""
         return next(iter(self._crossfits.values()), None)
 
     def _without(self, part: Tensor) -> Tensor:
@@ -147,10 +144,9 @@ class Run(RunLooks):
     def margins(self, source: str, *, folds: int = 5, epochs: float = 0.5) -> Float[Tensor, " N"]:
         """Margins (eq. 7) of the pool, from a `crossfit` or, as published, a `scout`: ERM without `scout_part`."""
         if source == "crossfit":
-            logits = self.crossfit(folds, epochs)
-        else:
-            (logits,) = self.scout(Scouting(self._without(self.scout_part.to(self.device))))
-        return probabilistic_margin(logits.softmax(1), self.pool.y)
+            return self.crossfit(folds, epochs).margin
+        (found,) = self.scout(Scouting(self._without(self.scout_part.to(self.device))))
+        return found.margin
 
     @property
     def scout_part(self) -> Int[Tensor, " k"]:

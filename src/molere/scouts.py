@@ -12,12 +12,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from molere.data.pool import Pool
 from molere.data.view import PoolView
-from molere.evaluate import predict
+from molere.evaluate import logits_of
 from molere.identity import plain
+from molere.learner import Learner
 from molere.method import Run, Scouting
 from molere.methods.erm import ERM
 from molere.opening import Setup
+from molere.outcome import MOST_LOGITS, Outcome
 from molere.storage import ContentCache, RunFolder
 from molere.training import Training
 
@@ -26,14 +29,14 @@ FORMAT = 2
 
 
 class ScoutTrainer:
-    """Trains the scouts of one training; a key says all that decides their logits, so runs and processes share them."""
+    """Trains the scouts of one training; runs and processes share them by all that decides them."""
 
     def __init__(self, setup: Setup, cache: ContentCache) -> None:
         self._setup, self._cache = setup, cache
         self._initial = ""
 
-    def __call__(self, run: Run, wanted: Sequence[Scouting]) -> list[Tensor]:
-        """Logits of the whole pool [N, c] under each model; the run is charged what they cost."""
+    def __call__(self, run: Run, wanted: Sequence[Scouting]) -> list[Outcome]:
+        """What each model makes of the whole pool; the run is charged what they cost."""
         started = time.perf_counter()
         setups = [self._setup_of(w) for w in wanted]
         keys = [self._key(setup) for setup in setups]
@@ -45,7 +48,7 @@ class ScoutTrainer:
             run.cost.scout_backward += paid[1]
             run.cost.scout_seconds += paid[2]
         run.waited += time.perf_counter() - started
-        return [found[key]["logits"].to(run.device) for key in keys]
+        return [_recalled(found[key], self._setup.data.train.y).to(run.device) for key in keys]
 
     def _setup_of(self, wanted: Scouting) -> Setup:
         pool, recipe = self._setup.data.train, self._setup.recipe
@@ -83,13 +86,34 @@ class ScoutTrainer:
         training.loop()
         if kept.state is not None:
             training.run.classifier.model.load_state_dict(kept.state)
-        logits = predict(training.run.classifier, self._setup.data.train)
+        outcome = of_pool(training.run.classifier, self._setup.data.train)
         training.run.close()
         cost = training.run.cost
-        forward = cost.forward + cost.virtual_forward + cost.scout_forward + kept.passed + len(logits)
+        forward = cost.forward + cost.virtual_forward + cost.scout_forward + kept.passed + len(outcome.loss)
         backward = cost.backward + cost.virtual_backward + cost.scout_backward
         paid = torch.tensor([forward, backward, training.spent()], dtype=torch.float64)
-        return {"logits": logits.cpu(), "cost": paid}
+        return {**_noted(outcome), "cost": paid}
+
+
+def of_pool(classifier: Learner, pool: Pool) -> Outcome:
+    """What a classifier makes of a whole pool, in pieces; logits are kept where they are not too many."""
+    keep = len(pool) * pool.num_classes <= MOST_LOGITS
+    parts = logits_of(classifier, pool)
+    return Outcome.joined(Outcome.of(z, pool.y[at].to(z.device), keep=keep) for at, z in parts)
+
+
+def _noted(outcome: Outcome) -> dict[str, Tensor]:
+    """The tensors that say it: the logits where they are kept, all else follows from them."""
+    if outcome.logits is not None:
+        return {"logits": outcome.logits.cpu()}
+    return {"prediction": outcome.prediction.cpu(), "loss": outcome.loss.cpu(), "margin": outcome.margin.cpu()}
+
+
+def _recalled(found: Mapping[str, Tensor], y: Tensor) -> Outcome:
+    """Undo `_noted`."""
+    if "logits" in found:
+        return Outcome.of(found["logits"], y.cpu(), keep=True)
+    return Outcome(found["prediction"], found["loss"], found["margin"])
 
 
 class _LeastLoss:

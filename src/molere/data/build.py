@@ -51,8 +51,8 @@ def data_of(
     at most 1,000). `limit`: a stratified subset of the training rows. `memory`: all images are decoded into one
     tensor; "auto": where they take at most 1 GiB and no random resized crops of whole images are asked for
     (augment="imagenet"). Else files are read batch by batch, and a bad one is found when it is met, or, with
-    on_bad="skip", beforehand. Batches are the same either way; label noise that depends on the input sees files
-    at 32 x 32 pixels. Raises DataError for bad images, named and counted, and for unlike classes.
+    on_bad="skip", beforehand. Batches and label noise are the same either way. Raises DataError for bad images, named
+    and counted, and for unlike classes.
     """
     _check(train, tests, select, limit)
     check_on_bad(on_bad)
@@ -63,7 +63,7 @@ def data_of(
     parts = _readable(name, parts, size, on_bad, in_memory)
     setting = scenario or Scenario()
     own: dict[str, Any] = {"noise_seed": noise_seed, "superclasses": superclasses}  # Any: two unlike types
-    done = corrupted(parts[:trained], setting, len(train.classes), seed, **own)
+    done = corrupted(parts[:trained], setting, len(train.classes), seed, side=size, **own)
     pixels: dict[str, Any] = {"size": size, "mean": mean, "std": std, "augment": augment}  # Any: settings of pools
     owners = [train, select if isinstance(select, Index) else train]
     pools = [_pool(part, owner, pixels) for part, owner in zip(done, owners, strict=False)]

@@ -37,6 +37,7 @@ def instance_noise(
     input_scale: float = 255.0,
     *,
     ids: Int[Tensor, " n"] | None = None,
+    side: int = SIDE,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Labels flipped in dependence on the input, and the flip probabilities (Xia et al. 2020, Algorithm 2).
 
@@ -46,8 +47,9 @@ def instance_noise(
 
     The expected share of flips is E[q]: .1288 for rate .1, .2055 (.2), .3004 (.3), .4000 (.4); rate 0 changes
     nothing. Inputs are brought to 0..input_scale (uint8 images divided by 255 first, floats taken as 0..1);
-    at the published 255 the softmax is one-hot: each instance has a single wrong class. Large images are seen at
-    32 x 32 pixels: those in files resized, those in memory averaged over areas.
+    at the published 255 the softmax is one-hot: each instance has a single wrong class. Files are
+    read at `side` x `side` pixels, so that they get the noise of those pixels in memory; images above 64 x 64 are then
+    averaged over areas to 32 x 32.
     """
     _check_rate(rate)
     q = flip_probabilities(len(y), rate, seed, ids=ids)
@@ -58,7 +60,7 @@ def instance_noise(
         if len(at) == 0:
             continue
         chunks = cast(tuple[Tensor, ...], at.split(_chunk(x, len(at))))
-        logits = [_projected(x, chunk, classes, seed, c, input_scale) for chunk in chunks]
+        logits = [_projected(_seen(x, chunk, side), classes, seed, c, input_scale) for chunk in chunks]
         p = noisy_probabilities(torch.cat(logits), q[at], c)
         noisy[at.to(y.device)] = _categorical(p, draws[at]).to(y.device)
     return noisy, q
@@ -69,19 +71,16 @@ def _chunk(x: Inputs, n: int) -> int:
 
 
 def _projected(
-    x: Inputs, at: Int[Tensor, " m"], classes: int, seed: int, label: int, scale: float
+    flat: Shaped[Tensor, "m features"], classes: int, seed: int, label: int, scale: float
 ) -> Float[Tensor, "m c"]:
     """x_i^T W[label] of some examples, x in 0..scale."""
-    flat = _seen(x, at)
     w = torch.randn(flat.shape[1], classes, generator=generator(seed, "noise-projection", label))
     return flat.double() * (scale / 255 if flat.dtype == torch.uint8 else scale) @ w.double()
 
 
-def _seen(x: Inputs, at: Int[Tensor, " m"]) -> Shaped[Tensor, "m features"]:
+def _seen(x: Inputs, at: Int[Tensor, " m"], side: int) -> Shaped[Tensor, "m features"]:
     """The inputs as the noise sees them, one row each."""
-    if isinstance(x, ImageFiles):
-        return x.read(at, SIDE).flatten(1)
-    some = x[at.to(x.device)].cpu()
+    some = x.read(at, side) if isinstance(x, ImageFiles) else x[at.to(x.device)].cpu()
     if some.ndim == 4 and min(some.shape[-2:]) > 2 * SIDE:
         small = F.adaptive_avg_pool2d(some.float(), SIDE)
         some = small.round().to(torch.uint8) if some.dtype == torch.uint8 else small

@@ -55,12 +55,13 @@ def corrupted(
     *,
     noise_seed: int | None = None,
     superclasses: Sequence[int] | None = None,
+    side: int = 32,
 ) -> list[Part]:
     """Parts after thinning, rotation and noise; the first one trains, the second selects.
 
     Noise is drawn for all parts together, by one law: from the seed, by position, or from a noise seed, by id, so that
     an example keeps its noisy label whatever the split. `superclasses`: that of each class, where the data set has
-    them; a scenario's own replace them.
+    them; a scenario's own replace them. `side`: pixels at which files are read where noise depends on the input.
     """
     plans = [scenario, *[replace(scenario, largest=None)] * (len(parts) - 1)]
     shaping = zip(parts, plans, strict=True)
@@ -69,7 +70,9 @@ def corrupted(
         return done
     some = done[:1] if scenario.clean_select else done
     own = scenario.superclasses or superclasses
-    noisy, flips = _with_noise(some, scenario, classes, seed if noise_seed is None else noise_seed, own, noise_seed)
+    noisy, flips = _with_noise(
+        some, scenario, classes, seed if noise_seed is None else noise_seed, own, noise_seed, side
+    )
     at = torch.arange(len(noisy)).tensor_split(torch.tensor([len(part.y) for part in some]).cumsum(0)[:-1])
     new = [(part, noisy[i], flips[i]) for part, i in zip(some, at, strict=True)]
     return [replace(part, y=y, clean_y=_known(part), flip_probability=q) for part, y, q in new] + done[len(some) :]
@@ -87,13 +90,14 @@ def _with_noise(
     seed: int,
     superclasses: Sequence[int] | None,
     noise_seed: int | None,
+    side: int,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Noisy labels of all parts, one after the other, and their flip probabilities."""
     y = torch.cat([part.y for part in parts])
     ids = None if noise_seed is None else torch.cat([part.ids for part in parts])
     if scenario.noise == "instance":
         x = joined([part.x for part in parts])
-        return instance_noise(x, y, scenario.instance, classes, seed, scenario.input_scale, ids=ids)
+        return instance_noise(x, y, scenario.instance, classes, seed, scenario.input_scale, ids=ids, side=side)
     matrix = _transition(scenario, classes, superclasses)
     return transition_noise(y, matrix, seed, ids=ids), 1 - matrix.diagonal()[y.cpu()]
 

@@ -57,8 +57,8 @@ class JTT(Method[JTTState]):
         """Train the first model and find its errors: evaluation mode, no augmentation, after its last epoch."""
         total = run.recipe.epochs
         epochs = max(1, math.ceil(self.epochs * total - TOLERANCE))
-        (logits,) = run.scout(Scouting(torch.arange(len(run.pool), device=run.device), epochs / total))
-        wrong = logits.argmax(1) != run.pool.y  # 1
+        (first,) = run.scout(Scouting(torch.arange(len(run.pool), device=run.device), epochs / total))
+        wrong = first.prediction != run.pool.y  # 1
         run.note(first_error=wrong.float())
         run.log(error_share=float(wrong.float().mean()))
         if run.pool.clean_y is not None and bool(wrong.any()):

@@ -64,8 +64,8 @@ class MBR(Method[MBRState]):
         """Margins of the pool: evaluation mode, no augmentation."""
         if self.margins == "crossfit":
             return run.margins("crossfit", folds=self.folds, epochs=self.epochs)
-        (logits,) = run.scout(Scouting(torch.arange(len(run.pool), device=run.device), self.epochs))
-        return probabilistic_margin(logits.softmax(1), run.pool.y)
+        (first,) = run.scout(Scouting(torch.arange(len(run.pool), device=run.device), self.epochs))
+        return first.margin
 
     def raw(self, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """sigma(-gamma (PM - beta)), in (0, 1)."""

@@ -174,7 +174,7 @@ class Molere(Method[MolereState]):
         mine = run.crossfit(self.guard_folds, 1.0, method=replace(self, guard=False))
         erm = run.crossfit(self.guard_folds, 1.0)
         y = run.pool.y
-        gain = (mine.argmax(1) == y).float() - (erm.argmax(1) == y).float()
+        gain = (mine.prediction == y).float() - (erm.prediction == y).float()
         error = float(gain.std()) / len(y) ** 0.5
         run.log(guard_gain=float(gain.mean()), guard_error=error)
         return float(gain.mean()) < -2 * error

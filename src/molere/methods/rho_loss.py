@@ -21,7 +21,7 @@ from molere.data.pool import Batch
 from molere.errors import DataError
 from molere.fields import check_fields
 from molere.holdouts import Holdout, Random
-from molere.losses import TOLERANCE, cross_entropy
+from molere.losses import TOLERANCE
 from molere.method import Method, Run, Scouting
 from molere.split import Split, random_part
 from molere.steps import Taken
@@ -70,8 +70,8 @@ class RhoLoss(Method[RhoLossState]):
         """Train the model of irreducible losses on the holdout, and keep its losses."""
         part = self.holdout(run, self.delta).val
         fitted, chosen = self.parts(run, part)
-        (logits,) = run.scout(Scouting(fitted, self.epochs, select=chosen))
-        irreducible = cross_entropy(logits, run.pool.y)  # 1
+        (first,) = run.scout(Scouting(fitted, self.epochs, select=chosen))
+        irreducible = first.loss  # 1
         run.note(irreducible_loss=irreducible)
         zeros = torch.zeros(run.pool.num_classes, dtype=torch.int64, device=run.device)
         return RhoLossState(part, irreducible, torch.zeros_like(run.pool.y), zeros, zeros.clone())
@@ -86,7 +86,7 @@ class RhoLoss(Method[RhoLossState]):
                 f"select={self.select} of a holdout of {len(part)} is nobody: use a larger delta or select=0"
             )
         y = run.pool.y[part].cpu()
-        chosen = random_part(y, self.select, run.rng("selection"))
+        chosen = some_of(y, self.select, run.rng("selection"))
         fitted = torch.ones(len(y), dtype=torch.bool)
         fitted[chosen] = False
         return part[fitted.to(run.device)], part[chosen.to(run.device)]
@@ -118,6 +118,14 @@ class RhoLoss(Method[RhoLossState]):
             run.note(times_selected=state.selected.float())
             state.offered_classes.zero_()
             state.selected_classes.zero_()
+
+
+def some_of(y: Int[Tensor, " m"], share: float, generator: torch.Generator) -> Int[Tensor, " k"]:
+    """A share of a holdout, by class; any of it where too few classes have a second example to spare."""
+    k = math.floor(share * len(y) + TOLERANCE)
+    if int((y.bincount() - 1).clamp_min(0).sum()) < k:
+        return torch.randperm(len(y), generator=generator)[:k]
+    return random_part(y, share, generator)
 
 
 def largest(rho: Float[Tensor, " m"], index: Int[Tensor, " m"], k: int) -> Int[Tensor, " k"]:

@@ -187,9 +187,9 @@ def draw(f: Found, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     _draw_points(left, f)
     right.hist(f.values, bins=50, color="#c8c8c8", label="all parts")
-    right.axvline(f.max_min, color="black", label="max-min (eq. 3)")
+    right.axvline(f.max_min, color="black", lw=4, label="max-min (eq. 3)")
     right.axvline(f.min_max.value / K, color="black", ls="--", label="min-max (eq. 4)")
-    right.axvline(f.hardest, color="#c04040", label="hardest under ERM")
+    right.axvline(f.hardest, color="#c04040", lw=1.5, label="hardest under ERM")
     for (name, runs), colour, height in zip(f.learned.items(), ("#4878a8", "#58a868"), (0.30, 0.22), strict=True):
         top = right.get_ylim()[1]
         right.plot([v for _, v in runs], [height * top] * len(runs), "v", color=colour, label=METHODS[name])

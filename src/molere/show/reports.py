@@ -1,16 +1,18 @@
 """`molere report FOLDER`: write report.html for what the folder holds, a run, a comparison or a reproduction."""
 
 from pathlib import Path
-from typing import Any  # Any: settings, as `load` takes them
+from typing import TYPE_CHECKING, Any  # Any: settings, as `load` takes them
 
 from molere.config import read_yaml
 from molere.data import sources
 from molere.errors import MolereError, StorageError
 from molere.jobs import is_mapping
-from molere.show import comparisonpage, page, reproductionpage, runpage, things
-from molere.show.compared import Compared, of_comparison
 from molere.show.records import Record, of_folder, part
 from molere.storage import files
+
+if TYPE_CHECKING:
+    from molere.show.compared import Compared
+    from molere.show.page import Page
 
 NAME = "report.html"
 
@@ -21,6 +23,8 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     Args: folder: of a run, a comparison, a reproduction, or one that holds comparisons. out: another path than
     report.html in it. Raises StorageError where the folder holds none of these, or cannot be written to.
     """
+    from molere.show import page  # here: every run imports this file, and pages take matplotlib, seconds of a start
+
     folder = Path(folder)
     try:
         return page.write(_page(folder), folder / NAME if out is None else Path(out))
@@ -30,7 +34,10 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
         ) from error
 
 
-def _page(folder: Path) -> page.Page:
+def _page(folder: Path) -> "Page":
+    from molere.show import comparisonpage, reproductionpage, runpage
+    from molere.show.compared import of_comparison
+
     if (folder / "runs").is_dir():
         compared = of_comparison(folder)
         _fetch(compared, _arguments(folder))
@@ -54,8 +61,10 @@ def _arguments(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in data.items() if v is not None} if is_mapping(data) else {}
 
 
-def _fetch(compared: Compared, arguments: dict[str, Any]) -> None:
+def _fetch(compared: "Compared", arguments: dict[str, Any]) -> None:
     """Images of the run whose examples will be shown, if they were not kept."""
+    from molere.show import comparisonpage
+
     record = compared.record(comparisonpage.leading(compared.table), compared.table.seeds[0])
     if record is not None:
         _with_examples(record, arguments)
@@ -79,4 +88,6 @@ def _with_examples(record: Record, arguments: dict[str, Any]) -> Record:
 
 def keep(folder: Path, samples: Any, data: Any) -> None:
     """Write shown.json: images and texts of the examples that a report shows, while the data are at hand."""
+    from molere.show import things
+
     files.write_json(folder / "shown.json", things.kept(samples, data), fsync=False)
