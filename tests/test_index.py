@@ -287,3 +287,11 @@ def test_groups_have_names_in_order(root: Path) -> None:
     assert index.group is not None
     assert index.group.tolist() == [1, 0]
     assert isinstance(index.paths, np.ndarray)
+
+
+@pytest.mark.parametrize("words", [["a/b.png", "cc/dd.png", "e"], ["ä/b", "猫/ein Bild"], ["x"] * 3, ["", "ab"], [""]])
+def test_remembered_text_is_read_from_the_bytes_of_its_column(words: list[str]) -> None:
+    for column in (pa.array(words), pa.array(["before", "it", *words])[2:]):
+        found = folders.texts(column)
+        assert found.dtype.kind == "U"
+        assert found.tolist() == words

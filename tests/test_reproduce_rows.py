@@ -189,3 +189,9 @@ def test_cost_counts_operations_and_times_of_each_method(molere: Command) -> Non
     page = Path("out/cost.md").read_text()
     assert "| `erm` | 1.00 | – | 1.00 |" in page
     assert "erm takes less than lrwopt@paper: time **" in page
+
+
+def test_a_scale_of_nothing_is_refused(molere: Command, tmp_path: Path) -> None:
+    said = molere("reproduce", "table5", "--row", "cifar100", "--scale", "0", "--data-root", str(tmp_path), "--dry-run")
+    assert said.code == 2
+    assert "scale must be a float in (0, 1]" in said.err

@@ -63,7 +63,8 @@ def check(name: str, root: str | None, images: bool, as_json: bool) -> tuple[str
     embedded = not FACTS[name].places
     lines = [*_about(name), f"folder:    {folder or ('none: it comes with a package' if embedded else 'none')}"]
     sums = [f"{file}: {state}" for file, state in checked.checksums.items()]
-    lines += [f"checksum:  {told}" for told in sums or ["none is published"] * (not embedded)]
+    unknown = "none is published" if folder else "not looked at: no folder is given"
+    lines += [f"checksum:  {told}" for told in sums or [unknown] * (not embedded)]
     if checked.parts:
         lines.append(f"examples:  {', '.join(f'{part} {count:,}' for part, count in checked.parts.items())}")
     lines += [f"note:      {note}" for note in checked.notes]

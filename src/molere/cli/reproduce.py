@@ -71,7 +71,7 @@ def asked_for(flags: Mapping[str, Any]) -> Asked:
     if stray:
         raise ConfigError(f"{', '.join(stray)}: a preset takes settings of {', '.join(known)}, as in train.lr=0.05")
     return Asked(
-        scale=float(flags.get("scale") or 1.0),
+        scale=1.0 if flags.get("scale") is None else float(flags["scale"]),
         seeds=flags.get("seeds"),
         methods=flags.get("methods"),
         root=expanded(flags.get("data_root")),

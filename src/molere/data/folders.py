@@ -105,14 +105,34 @@ def _changed(folder: Path) -> int:
 def _recalled(place: Path) -> Listing | None:
     parquet = importlib.import_module("pyarrow.parquet")
     try:
-        table = parquet.read_table(place)
+        table = parquet.ParquetFile(place).read()
         notes = cast(dict[str, Any], json.loads(table.schema.metadata[b"molere"]))  # Any: as written below
         if notes["format"] != FORMAT:
             return None
-        paths = np.asarray(table["path"].to_numpy(), dtype=np.str_)
-        return Listing(paths, table["y"].to_numpy().astype(np.int64), tuple(notes["classes"]), notes["folders"])
+        paths, y = texts(table["path"].combine_chunks()), _numbers(table["y"].combine_chunks())
+        return Listing(paths, y, tuple(notes["classes"]), notes["folders"])
     except Exception:  # missing, damaged, of another version: it is made anew
         return None
+
+
+def texts(column: Any) -> Names:  # Any: pyarrow comes without types
+    """An Arrow array of text as numpy's, from its bytes where all are ASCII; its own `to_numpy` imports pandas."""
+    _, ends, content = column.buffers()
+    at = np.frombuffer(ends, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    raw = np.frombuffer(content, dtype=np.uint8)[at[0] : at[-1]]
+    if len(raw) == 0 or raw.max() > 127:
+        return np.asarray(column.to_pylist(), dtype=np.str_)
+    lengths = np.diff(at)
+    width = int(lengths.max())
+    letters = np.zeros((len(column), width), dtype=np.uint32)
+    letters[np.arange(width) < lengths[:, None]] = raw
+    return letters.view(np.dtype((np.str_, width))).ravel()
+
+
+def _numbers(column: Any) -> npt.NDArray[np.int64]:  # Any: as above
+    """An Arrow array of int32 as int64."""
+    values = np.frombuffer(column.buffers()[1], dtype=np.int32)
+    return values[column.offset : column.offset + len(column)].astype(np.int64)
 
 
 def _remember(place: Path, listing: Listing) -> None:
