@@ -41,6 +41,8 @@ class Grid:
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    is_text: bool = False
+    """Whether its cells are sentences, which stand left and wrap."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,9 @@ def _claims(rows: Sequence[Row]) -> list[Grid]:
         for row in rows
         for c in row.claims
     ]
-    return [Grid("Claims of the publication", ["claim", "row", "verdict", "steps"], found)] if found else []
+    return (
+        [Grid("Claims of the publication", ["claim", "row", "verdict", "steps"], found, is_text=True)] if found else []
+    )
 
 
 def _claim(c: Mapping[str, Any]) -> str:
@@ -115,8 +117,9 @@ def _section(row: Row) -> Section:
     title = str(row.said.get("title") or f"Row {row.name}")
     if row.compared is None:
         return Section(title, words=["No run of this row has ended yet.", *words], tables=tables)
+    missing = wording.missing(row.compared.table)
     found = [metric_grid(row.compared.table, metric, "last") for metric in row.compared.table.headline]
-    return Section(title, words=[row.compared.about.title, *words], tables=[*tables, *found])
+    return Section(title, words=[row.compared.about.title, *words, *missing], tables=[*tables, *found])
 
 
 def _printed(metric: str, lines: Sequence[Mapping[str, Any]]) -> Grid:
