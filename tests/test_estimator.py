@@ -138,6 +138,21 @@ def test_a_sparse_matrix_and_its_dense_twin_give_the_same_classifier(iris: Any) 
     np.testing.assert_allclose(sparse.predict_proba(scipy.sparse.csr_array(x)), dense.predict_proba(x), atol=1e-6)
 
 
+def test_after_a_dense_table_a_sparse_one_is_the_same_table(iris: Any) -> None:
+    """Columns were shifted, so zeros are no longer zeros."""
+    sparse = scipy.sparse.csr_matrix(iris[0])
+    clf = few(method="mwn", epochs=1).fit(*iris, X_val=sparse[:20], y_val=iris[1][:20])
+    np.testing.assert_array_equal(clf.predict_proba(sparse), clf.predict_proba(iris[0]))
+    few(method="mwn", epochs=1, scale=False).fit(*iris, X_val=sparse[:20], y_val=iris[1][:20])
+
+
+def test_numpy_numbers_are_settings_as_searches_draw_them(iris: Any) -> None:
+    grid = {"epochs": np.arange(2, 3), "batch_size": np.array([50]), "lr": np.array([0.1])}
+    drawn = few(**{name: values[0] for name, values in grid.items()}).fit(*iris)
+    plain = few(epochs=2, batch_size=50, lr=0.1).fit(*iris)
+    np.testing.assert_array_equal(drawn.predict_proba(iris[0]), plain.predict_proba(iris[0]))
+
+
 def test_images_go_to_a_convolutional_network() -> None:
     x, y = load_digits(return_X_y=True)
     images = (x * 15).astype(np.uint8).reshape(-1, 8, 8)[:300]
@@ -270,9 +285,10 @@ class Pair(nn.Module):
         return z, x
 
 
-@pytest.mark.parametrize("labels", ["numbers", "strings", "flags"])
+@pytest.mark.parametrize("labels", ["numbers", "strings", "flags", "days"])
 def test_a_fitted_classifier_comes_back_from_its_folder(labels: str, tmp_path: Path, iris: Any) -> None:
-    y = {"numbers": iris[1], "strings": np.array(["a", "bc", "d"])[iris[1]], "flags": iris[1] > 0}[labels]
+    y = {"numbers": iris[1], "strings": np.array(["a", "bc", "d"])[iris[1]], "flags": iris[1] > 0,
+         "days": np.datetime64("2026-01-01") + iris[1]}[labels]  # fmt: skip
     clf = few(recipe={"momentum": 0.5}).fit(iris[0], y)
     clf.save(tmp_path / "saved")
     back = MolereClassifier.load(tmp_path / "saved")
@@ -326,7 +342,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, iris: Any) -> None:
         ({}, {"sample_weight": [-1.0] * 20}, "sample_weight must not be negative"),
         ({}, {"groups": [0, 1]}, "pass one group for each of 20 examples"),
         ({}, {"X_val": np.zeros((3, 2))}, "X_val and y_val belong together"),
-        ({}, {"X_val": np.zeros((3, 2)), "y_val": [0, 1, 7]}, "y_val holds"),
+        ({}, {"X_val": np.zeros((3, 2)), "y_val": [0, 1, 7]}, "y_val holds 7, which"),
+        ({}, {"groups": ["a", None] * 10}, "groups holds None for example 1; give each example a group"),
+        ({}, {"groups": [0.5, np.nan] * 10}, "groups holds nan for example 1"),
+        ({"method": LRW}, {}, "method is the class LRW; pass a method: LRW("),
+        ({"method": None}, {}, "method is a NoneType, expected a name"),
+        ({"model": nn.Linear}, {}, "Linear cannot be made without in_features: pass model=lambda: Linear"),
+        ({"model": dict}, {}, "model=dict makes a dict, expected a module"),
+        ({"model": nn.Linear(6, 2)}, {}, "Linear fails on float32 .2, 2. .*shapes cannot be multiplied"),
     ],
 )
 def test_a_mistake_is_a_sentence(settings: dict[str, Any], given: dict[str, Any], sentence: str) -> None:
@@ -334,6 +357,29 @@ def test_a_mistake_is_a_sentence(settings: dict[str, Any], given: dict[str, Any]
     with pytest.raises((ConfigError, DataError), match=sentence.replace("(", r"\(")) as caught:
         few(**settings).fit(x, y, **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_a_missing_label_is_named_by_its_position(missing: Any) -> None:
+    x, y = np.random.default_rng(0).normal(size=(20, 2)), np.array(["a", "b"] * 10, dtype=object)
+    y[3] = missing
+    with pytest.raises(
+        ValueError, match=r"^Input y contains NaN: example 3 has no label \((None|nan)\); leave it out$"
+    ):
+        few().fit(x, y)
+    with pytest.raises(ValueError, match="Unknown label type: y holds int objects; pass an array of numbers or"):
+        few().fit(x, np.arange(20).astype(object))
+
+
+def test_text_and_images_of_another_size_are_told_from_what_was_fitted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="X holds text, expected numbers; encode columns of text"):
+        few().fit(np.array([["red", 1], ["blue", 2]] * 9, dtype=object), [0, 1] * 9)
+    clf = few(method="erm", model="linear", epochs=1).fit(np.zeros((8, 4, 4), np.uint8), [0, 1] * 4)
+    with pytest.raises(ValueError, match=r"X has examples of shape \(5, 4\), but was fitted with \(4, 4\)"):
+        clf.predict(np.zeros((2, 5, 4), np.uint8))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="is a file; give a folder"):
+        clf.save(tmp_path / "file")
 
 
 def test_nothing_is_said_unless_asked_for(capsys: pytest.CaptureFixture[str], iris: Any) -> None:

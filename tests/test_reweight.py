@@ -452,6 +452,16 @@ X, Y = torch.zeros(8, 4), torch.arange(8) % 2
         ("erm", {"recipe": {"lr": 0.1}}, {}, "recipe states lr, which is your loop's"),
         ("erm", {"recipe": {"estimater": "exact"}}, {}, "did you mean recipe.estimator"),
         ("mwnn", {}, {}, "did you mean"),
+        (
+            "drop-hard",
+            {"val": (X, Y)},
+            {},
+            r"needs the training data \(all that it does is to leave a part of them out",
+        ),
+        ("mwn", {"val": (X[:5], Y)}, {}, "x has 5 examples and y has 8 labels"),
+        ("mwn", {"val": (X, Y.float())}, {}, "y is torch.float32"),
+        ("mwn", {"val": (X, Y + 1)}, {}, "has label 2, and the module has outputs 0 to 1; mend the label, or leave"),
+        ("mwn", {}, {"val": (X[:5], Y)}, "x has 5 examples and y has 8 labels"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_a_line(method: str, settings: Any, call: Any, sentence: str) -> None:
@@ -459,6 +469,60 @@ def test_what_cannot_be_had_is_said_in_a_line(method: str, settings: Any, call: 
     with pytest.raises(MolereError, match=sentence) as caught:
         Reweighter(method, model, sgd(model), **settings)(X, Y, **call)
     assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_optimiser_model_or_label_is_refused_at_once() -> None:
+    model = nn.Linear(4, 2)
+    with pytest.raises(ConfigError, match=r"^the optimizer updates no parameter of Linear; make it of model.param"):
+        Reweighter("erm", model, sgd(nn.Linear(4, 2)))
+    with pytest.raises(ConfigError, match="^LBFGS steps by a closure and cannot look ahead"):
+        Reweighter("erm", model, torch.optim.LBFGS(model.parameters()))
+    weigh = Reweighter("cvar", model, sgd(model))
+    with pytest.raises(DataError, match="^example 1 of the batch has label -100, and the module has outputs 0 to 1"):
+        weigh(X[:2], torch.tensor([0, -100]))
+    assert repr(weigh) == "Reweighter('cvar', Linear, SGD)"
+
+
+def test_a_compiled_module_is_weighed_like_the_module_in_it(val: tuple[Tensor, Tensor]) -> None:
+    made: list[Tensor] = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        given = torch.compile(model, backend="eager") if compiled else model
+        weigh = Reweighter("lrw-random[q=1]", given, sgd(given), val=val)
+        made.append(torch.stack([weigh(X, Y) for _ in range(3)]))
+    assert_equal(*made)
+
+
+def test_the_state_of_something_else_is_not_loaded(small_mlp: nn.Module, val: tuple[Tensor, Tensor]) -> None:
+    weigh = Reweighter("mwn", small_mlp, sgd(small_mlp), val=val)
+    weigh(X, Y)
+    other = Reweighter("l2r", small_mlp, sgd(small_mlp), val=val)
+    with pytest.raises(ConfigError, match="^the state is of 'mwn', this Reweighter is of 'l2r'; make it as"):
+        other.load_state_dict(weigh.state_dict())
+    with pytest.raises(ConfigError, match="^this is no state of a Reweighter"):
+        other.load_state_dict(small_mlp.state_dict())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_validation_batches_of_a_loader_go_on_where_they_were(
+    shuffle: bool, small_mlp: nn.Module, val: tuple[Tensor, Tensor]
+) -> None:
+    def weigher_() -> Reweighter:
+        loader = DataLoader(TensorDataset(*val), batch_size=5, shuffle=shuffle)
+        return Reweighter("mwn[q=1]", small_mlp, sgd(small_mlp), val=loader)
+
+    one, two = weigher_(), weigher_()
+    for _ in range(4):  # one into the second pass
+        one(X, Y)
+    file = io.BytesIO()
+    torch.save(one.state_dict(), file)
+    before = torch.get_rng_state()
+    two.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    for _ in range(4):
+        assert_equal(two(X, Y), one(X, Y))
+    assert_equal(two.state.weigher.model.state_dict(), one.state.weigher.model.state_dict())
 
 
 def test_what_validates_must_not_train_unless_it_is_kept() -> None:

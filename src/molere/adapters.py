@@ -5,6 +5,7 @@ mapping of tensors (`module(**inputs)`) or a tuple (`module(*inputs)`); they tra
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -77,6 +78,45 @@ def called(module: nn.Module, x: Tensor) -> Any:  # Any: whatever the module ret
     return module(**x.parts) if isinstance(x.parts, Mapping) else module(*x.parts)
 
 
+def made_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """A copy of a module, or what a factory makes; ConfigError for what makes no module without arguments."""
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
+    given = cast(object, model)
+    name = getattr(given, "__name__", type(given).__name__)
+    if not callable(given):
+        raise ConfigError(f"model is a {name}, expected a name, a module, its class, or a function that makes it")
+    if missing := _asked(given):
+        raise ConfigError(f"{name} cannot be made without {missing}: pass model=lambda: {name}({missing}=...)")
+    made = given()
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"model={name} makes a {type(made).__name__}, expected a module; return the module")
+    return made
+
+
+def _asked(make: Callable[..., object]) -> str | None:
+    """The first argument without a default, if there is one."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # built in
+        return None
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return next((p.name for p in parameters if p.default is p.empty and p.kind not in free), None)
+
+
+def attempted(module: nn.Module, x: Tensor) -> object:
+    """The module on the first examples; ConfigError where it fails on them."""
+    try:
+        return module(x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        name = type(module.module if isinstance(module, Adapted) else module).__name__
+        said = " ".join(str(error).split())[:200]
+        given = "inputs" if isinstance(x, Packed) else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+        raise ConfigError(f"{name} fails on {given} ({said}); give a module for such inputs, or change them") from error
+
+
 def reading(model: nn.Module | Callable[[], nn.Module] | str | None, read: Read) -> Callable[[], nn.Module]:
     """A factory of `Adapted` modules, under the model's own name; ConfigError for a model named by a string."""
     if model is None or isinstance(model, str):
@@ -84,7 +124,7 @@ def reading(model: nn.Module | Callable[[], nn.Module] | str | None, read: Read)
         raise ConfigError(f"logits= is for a module of yours; {given} gives logits already: leave it out")
 
     def make() -> nn.Module:
-        return Adapted(copy.deepcopy(model) if isinstance(model, nn.Module) else model(), read)
+        return Adapted(made_of(model), read)
 
     make.__name__ = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
     return make

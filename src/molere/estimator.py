@@ -4,7 +4,6 @@ clf = MolereClassifier(method="lrw-hard").fit(X, y)
 clf.predict(X), clf.weights_, clf.hard_examples_
 """
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, no_type_check
@@ -20,26 +19,14 @@ from sklearn.utils.validation import check_is_fitted  # pyright: ignore[reportUn
 from torch import Tensor, nn
 
 from molere import inputs, settings
-from molere.data.pool import Data, Pool
-from molere.data.weighted import WeightedPool
-from molere.errors import ConfigError
-from molere.fields import build
-from molere.holdouts import Given
-from molere.inputs import Inputs, InvalidInput, Matrix
+from molere.estimatordata import Given, prepared, recipe_of
+from molere.estimatorresults import Known
+from molere.inputs import Inputs, InvalidInput, Matrix, shown
 from molere.method import Method
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.run import fit
 from molere.steps import chunks
-
-UPDATES = 1000
-"""Classifier updates that `epochs=None` aims at."""
-
-EPOCHS = (10, 100)
-"""Fewest and most epochs that it takes for them."""
-
-HARD = 0.1
-"""Share of the examples that `hard_examples_` names."""
 
 PREDICTED_AT_ONCE = 1024
 
@@ -65,7 +52,7 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device: auto, cpu, cuda or cuda:N.
         random_state: a number makes `fit` repeatable.
         out: folder of the run (checkpoints, metrics, samples); None: nothing is kept.
-        verbose: 1 shows progress on standard error.
+        verbose: 1 shows progress on standard error: a bar on a terminal, else a line every ten seconds.
 
     Attributes:
         classes_: the labels, in the order of the columns of `predict_proba`.
@@ -176,8 +163,11 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._inputs = Inputs.fitted(x.matrix, scale=self.scale)
         kept = inputs.positive(sample_weight, x.matrix)
         if len(trained := self.classes_[np.unique(codes[kept[0]])]) < 2:
-            raise InvalidInput(f"the examples are of one class only ({trained[0]!r}); a classifier needs at least two")
-        method, data = self._data(x.matrix, codes, kept, groups, X_val, y_val)
+            raise InvalidInput(
+                f"the examples are of one class only ({shown(trained[0])}); a classifier needs at least two"
+            )
+        given = Given(x.matrix, codes, *kept, self._validation(X_val, y_val), groups, len(self.classes_))
+        method, data = prepared(settings.method_of(self.method), given, self._inputs)
         seed = int(random_state_of(self.random_state).randint(2**31 - 1))
         self.result_ = fit(
             method,
@@ -195,78 +185,30 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _recipe(self, size: int) -> Recipe:
-        batch = min(self.batch_size, size) if isinstance(cast(object, self.batch_size), int) else self.batch_size
-        per_epoch = max(1, size // max(1, batch))
-        epochs = min(max(math.ceil(UPDATES / per_epoch), EPOCHS[0]), EPOCHS[1]) if self.epochs is None else self.epochs
-        stated: dict[str, object] = {"epochs": epochs, "batch_size": batch, "lr": self.lr, "device": self.device}
-        stated |= {"optimizer": self.optimizer, "weight_decay": self.weight_decay}
-        if twice := sorted(set(self.recipe or {}) & set(stated)):
-            raise ConfigError(f"recipe states {twice[0]}, which is a setting of MolereClassifier: pass {twice[0]}=...")
-        return build(Recipe, {**stated, **(self.recipe or {})}, "recipe")
-
-    def _data(
-        self,
-        matrix: Matrix,
-        codes: npt.NDArray[np.int64],
-        kept: tuple[npt.NDArray[np.int64], Tensor | None],
-        groups: Any,
-        x_val: Any,
-        y_val: Any,
-    ) -> tuple[Method[Any], Data]:
-        """The method, validated where the user says, and the pools; ids are positions in X, -1 for those of X_val."""
-        method = settings.make_method(self.method) if isinstance(self.method, str) else self.method
-        index, weight = kept
-        n, classes = inputs.count(matrix), len(self.classes_)
-        val = self._validation(x_val, y_val)
-        names, group = inputs.grouped(groups, n, 0 if val is None else len(val[1]))
-        rows, y, ids = matrix[index], codes[index], index
-        at = index
-        if val is not None and hasattr(method, "holdout"):  # the part of the pool that validates is what was given
-            rows, y = inputs.stacked(rows, val[0]), np.concatenate([y, val[1]])
-            ids = np.concatenate([index, np.full(len(val[1]), -1)])
-            at = np.concatenate([index, np.arange(n, n + len(val[1]))])
-            weight = None if weight is None else torch.cat([weight, weight.mean().expand(len(val[1]))])
-            method = inputs.with_holdout(method, Given(torch.arange(len(index), len(y))))
-        inner = None if group is None else group[at]
-        train: Pool = self._inputs.pool(rows, y, classes=classes, group=inner, ids=ids)
-        train = train if weight is None else WeightedPool(train, weight)
-        outer = None if group is None else group[n:]
-        select = None if val is None else self._inputs.pool(*val, classes=classes, group=outer)
-        tests = {"training": train} if select is None else {"validation": select}
-        default = "cnn" if self._inputs.are_images else "mlp"
-        return method, Data("arrays", train, select, tests, group_names=names, default_model=default)
+        said: dict[str, object] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+        said |= {"device": self.device, "optimizer": self.optimizer, "weight_decay": self.weight_decay}
+        return recipe_of(said, self.recipe or {}, size)
 
     def _validation(self, x: Any, y: Any) -> tuple[Matrix, npt.NDArray[np.int64]] | None:
-        """X_val and the classes of y_val, if there are any."""
+        """X_val, of X's kind, and the classes of y_val, if there are any."""
         if (x is None) != (y is None):
             raise InvalidInput("X_val and y_val belong together: pass both, or neither")
         if x is None:
             return None
-        found = inputs.validated(self, x, y, reset=False)
-        return found.matrix, inputs.coded(cast(Labels, found.y), self.classes_)
+        found = inputs.validated(self, x, y, reset=False, name="y_val")
+        return self._inputs.like(found.matrix), inputs.coded(cast(Labels, found.y), self.classes_)
 
     def _learn_of_examples(self, result: Result, n: int) -> None:
         """The attributes about single examples."""
-        ids = np.asarray(result.ids, dtype=np.int64)
-        own = ids >= 0
-        at = ids[own]
-
-        def column(name: str) -> npt.NDArray[np.float64]:
-            values = np.full(n, np.nan)
-            values[at] = np.asarray(result.samples[name], dtype=np.float64)[own]
-            return values
-
+        known = Known.of(result, n)
         self.history_ = result.history
-        self.weights_, self.margins_ = column("weight"), column("margin")
-        order = np.argsort(np.where(np.isnan(self.margins_), np.inf, self.margins_), kind="stable")
-        self.hard_examples_ = order[: max(1, int(HARD * n))]
-        seen = column("holdout_margin") if "holdout_margin" in result.samples else self.margins_
-        against = np.argsort(np.where(np.isnan(seen), np.inf, seen), kind="stable")
-        self.suspects_ = against[seen[against] < 0]
+        self.weights_, self.margins_ = known.weights, known.margins
+        self.hard_examples_, self.suspects_ = known.hard(), known.suspects()
 
     def decision_logits(self, X: Any) -> npt.NDArray[np.float64]:
         """Logits [n, classes] of the fitted module in evaluation mode; tables on a CPU in float64."""
         check_is_fitted(self, "module_")
+        self._inputs.check_shape(X)
         x = inputs.validated(self, X, reset=False)
         pool = self._inputs.pool(x.matrix, np.arange(inputs.count(x.matrix)) % 2, classes=2)
         model = self.module_

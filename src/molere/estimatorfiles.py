@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 from torch import Tensor, nn
 
@@ -35,6 +36,8 @@ def save(estimator: "MolereClassifier", folder: Path) -> None:
     check_is_fitted(estimator, "module_")
     state = {k: v.detach().cpu().contiguous().clone() for k, v in estimator.module_.state_dict().items()}
     said = _said(estimator)
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file; give a folder, which is made if it is not there")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
     write_bytes(folder / "module.safetensors", safetensors.torch.save(state))
@@ -85,7 +88,7 @@ def _said(estimator: "MolereClassifier") -> dict[str, Any]:  # Any: JSON
         "own_model": None if isinstance(estimator.model, str | None) else _name(estimator.model),
         "own_logits": estimator.logits is not None,
         "method": result.label,
-        "classes": {"values": estimator.classes_.tolist(), "type": estimator.classes_.dtype.str},
+        "classes": _listed(estimator.classes_),
         "features": estimator.n_features_in_,
         "names": None if names is None else [str(n) for n in names],
         "shape": list(found.shape),
@@ -108,8 +111,15 @@ def _name(model: object) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
 
 
-def _labels(stored: dict[str, Any]) -> Any:  # Any: labels of any kind
-    return np.asarray(stored["values"], dtype=np.dtype(stored["type"]))
+def _listed(labels: npt.NDArray[Any]) -> dict[str, Any]:  # Any: labels of any kind
+    """Labels as JSON, points in time as the integers that numpy keeps."""
+    plain = labels.astype(np.int64) if labels.dtype.kind in "mM" else labels
+    return {"values": plain.tolist(), "type": labels.dtype.str}
+
+
+def _labels(stored: dict[str, Any]) -> Any:  # Any: as above
+    kind = np.dtype(stored["type"])
+    return np.asarray(stored["values"], np.int64 if kind.kind in "mM" else kind).astype(kind)
 
 
 def _module(said: dict[str, Any], classes: int, model: "Model | None", logits: Read | None) -> nn.Module:

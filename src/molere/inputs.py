@@ -33,15 +33,46 @@ class Validated:
     y: Any = None
 
 
-def validated(estimator: Any, X: Any, y: Any = None, *, reset: bool = True) -> Validated:  # Any: whatever was given
+def validated(
+    estimator: Any,  # Any: scikit-learn's kind; whatever was given
+    X: Any,
+    y: Any = None,
+    *,
+    reset: bool = True,
+    name: str = "y",
+) -> Validated:
     """scikit-learn's own checks: finite numbers, one label for each example, the columns that were fitted."""
     rules: dict[str, Any] = {"accept_sparse": "csr", "allow_nd": True, "reset": reset}
-    if y is None and not reset:
-        return Validated(cast(Any, validate_data)(estimator, X, **rules))
-    matrix, labels = cast(
-        tuple[Any, Any], cast(Any, validate_data)(estimator, X, y, ensure_min_samples=2 if reset else 1, **rules)
-    )
-    return Validated(matrix, labels)
+    check = cast(Any, validate_data)
+    try:
+        if y is None and not reset:
+            return Validated(check(estimator, X, **rules))
+        check_known(y, name)
+        matrix, labels = check(estimator, X, y, ensure_min_samples=2 if reset else 1, **rules)
+        return Validated(matrix, labels)
+    except ValueError as error:
+        if "could not convert string to float" not in str(error):
+            raise
+        hint = "encode columns of text, as scikit-learn's OneHotEncoder or TfidfVectorizer does"
+        raise InvalidInput(f"X holds text, expected numbers; {hint} ({error})") from error
+
+
+def check_known(y: Any, name: str) -> None:  # Any: whatever was given
+    """InvalidInput for labels that are missing, or objects that are neither numbers nor strings."""
+    labels = np.asarray(y) if y is not None else None
+    if labels is None or labels.dtype != object or labels.ndim != 1 or len(labels) == 0:
+        return
+    for at, value in enumerate(labels):
+        if value is None or type(value).__name__ == "NAType" or value != value:
+            raise InvalidInput(f"Input {name} contains NaN: example {at} has no label ({value}); leave it out")
+    if not isinstance(labels[0], str) and np.dtype(object) == getattr(y, "dtype", np.dtype(object)):
+        given = f"Unknown label type: {name} holds {type(labels[0]).__name__} objects"
+        raise InvalidInput(f"{given}; pass an array of numbers or of strings")
+
+
+def shown(label: Any) -> str:  # Any: a label of whatever kind
+    """A label as its owner wrote it."""
+    return repr(cast(object, label.item() if isinstance(label, np.generic) else label))
 
 
 def count(matrix: Matrix) -> int:
@@ -53,14 +84,19 @@ def stacked(first: Matrix, second: Matrix) -> Matrix:
     """The examples of both."""
     if scipy.sparse.issparse(first):
         return cast(Any, scipy.sparse).vstack([first, second], format="csr")
-    return np.concatenate([first, second])
+    return np.concatenate([first, dense(second)])
+
+
+def dense(matrix: Matrix) -> Numbers:
+    """The same as an array."""
+    return matrix.toarray() if scipy.sparse.issparse(matrix) else matrix
 
 
 def coded(labels: Numbers, classes: Numbers) -> npt.NDArray[np.int64]:
     """Labels as positions among the classes; InvalidInput for one that is not among them."""
     unknown = [v for v in np.unique(labels) if v not in classes]
     if unknown:
-        raise InvalidInput(f"y_val holds {unknown[0]!r}, which no example of y has; leave those examples out")
+        raise InvalidInput(f"y_val holds {shown(unknown[0])}, which no example of y has; leave those examples out")
     return np.searchsorted(classes, labels).astype(np.int64)
 
 
@@ -87,6 +123,10 @@ def grouped(groups: Any, n: int, more: int) -> tuple[tuple[str, ...], npt.NDArra
     if given.ndim != 1 or len(given) not in (n, n + more):
         extra = f" (or {n + more}, those of X_val last)" if more else ""
         raise InvalidInput(f"groups has shape {given.shape}; pass one group for each of {n} examples{extra}")
+    if given.dtype == object or given.dtype.kind == "f":
+        if missing := [i for i, g in enumerate(given) if g is None or g != g]:
+            raise InvalidInput(f"groups holds {given[missing[0]]} for example {missing[0]}; give each example a group")
+        given = given.astype(str) if given.dtype == object else given
     names, codes = np.unique(given, return_inverse=True)
     codes = codes.astype(np.int64)
     return tuple(map(str, names)), np.concatenate([codes, np.zeros(n + more - len(given), np.int64)])
@@ -143,8 +183,19 @@ class Inputs:
         """Whether an example has channels, height and width, or is a uint8 image of one channel."""
         return len(self.shape) == 3 or self.images
 
+    def check_shape(self, X: Any) -> None:  # Any: whatever was given
+        """InvalidInput for images or sequences of another shape; scikit-learn compares the columns of tables."""
+        shape = getattr(X, "shape", None)
+        if len(self.shape) > 1 and shape is not None and tuple(shape[1:]) != self.shape:
+            raise InvalidInput(f"X has examples of shape {tuple(shape[1:])}, but was fitted with {self.shape}")
+
+    def like(self, matrix: Matrix) -> Matrix:
+        """The examples as a table, if a table was fitted: columns are then shifted, which no sparse matrix is."""
+        return dense(matrix) if self.shift is not None else matrix
+
     def pool(self, matrix: Matrix, y: Numbers, *, classes: int, group: Numbers | None = None, ids: Any = None) -> Pool:
         """Examples as the model gets them."""
+        matrix = self.like(matrix)
         if tuple(matrix.shape[1:]) != self.shape:
             raise InvalidInput(f"X has examples of shape {tuple(matrix.shape[1:])}, but was fitted with {self.shape}")
         columns: dict[str, Any] = {"num_classes": classes, "group": group, "ids": ids}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from molere.adapters import Adapted, Read, hint
 from molere.borrowed import Borrowed, Handed
 from molere.data.pool import DatasetPool, Pool, TensorPool
-from molere.errors import ConfigError, DataError
+from molere.errors import ConfigError
 from molere.fields import build
 from molere.models import head_of
 from molere.recipe import Recipe
@@ -71,13 +71,6 @@ class EpochBatches(Iterable[list[int]]):
 def weights_of(handed: Handed) -> Tensor:
     """The weights of the examples that train; ones where the method has none for them."""
     return torch.ones_like(handed.seen.losses.detach()) if handed.weights is None else handed.weights.clone()
-
-
-def check_labels(y: Tensor) -> None:
-    """DataError unless labels are class indices [n]."""
-    if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-        given = f"y is {y.dtype} of shape {list(y.shape)}"
-        raise DataError(f"{given}, expected class indices [n]; weigh before labels are mixed")
 
 
 def classes_of(out: object, n: int, module: nn.Module) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from molere import rng
-from molere.adapters import hint
+from molere.adapters import attempted, hint
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, ResourceError
 from molere.identity import plain
@@ -162,7 +162,7 @@ def _check_outputs(model: nn.Module, pool: Pool, device: torch.device) -> None:
     with torch.no_grad(), rng.seeded(0):
         x = pool.batch(torch.arange(min(2, len(pool)), device=pool.y.device)).x.to(device)
         double = next(model.parameters()).dtype == torch.float64
-        out = cast(object, model(x.double() if double and x.is_floating_point() else x))
+        out = attempted(model, x.double() if double and x.is_floating_point() else x)
     name = type(model).__name__
     if not isinstance(out, Tensor):
         given = f"{name} returns a {type(out).__name__}, expected logits [n, classes]"

@@ -12,9 +12,7 @@ weighted mean (gdw: a weight for each class). `select` serves those that choose 
 """
 
 import copy
-import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,32 +21,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from molere import rng, settings
-from molere.adapters import Adapted, Inputs, Packed, Read, packed
-from molere.borrowed import Borrowed, Handed, Stream, StreamBatch, Theirs, without_data
-from molere.data.pool import Batch, Data, Pool
-from molere.errors import ConfigError, DataError
-from molere.holdouts import Given
-from molere.learner import Learner
-from molere.lending import (
-    ENDLESS,
-    LOOPS,
-    EpochBatches,
-    built,
-    check_labels,
-    classes_of,
-    head_or_none,
-    pool_of,
-    recipe_of,
-    weights_of,
-)
-from molere.method import Method, restore, state_of
-from molere.opening import Setup, check_trained
-from molere.recipe import Recipe
-from molere.rundata import Lent
-from molere.scouts import ScoutTrainer
+from molere.adapters import Inputs, Packed, Read
+from molere.borrowed import Borrowed, Handed, StreamBatch, without_data
+from molere.data.pool import Batch, Pool
+from molere.errors import ConfigError
+from molere.lending import EpochBatches, pool_of, weights_of
+from molere.loan import Loan, check_trains, uncompiled
+from molere.loanstate import check_saved, put_back, saved
+from molere.method import Method
 from molere.split import Split
-from molere.storage import ContentCache
-from molere.validation import Labelled, Only, Source, source_of
+from molere.validation import Checked, Labelled, Only, Source, check_classes, labelled, source_of
 
 
 class Reweighter:
@@ -99,31 +81,31 @@ class Reweighter:
         seed: int = 0,
         cache: str | Path | None = None,
     ) -> None:
-        self.method = settings.make_method(method) if isinstance(method, str) else method
-        self.label = method if isinstance(method, str) else type(method).__name__.lower()
-        if hasattr(model, "no_sync") and hasattr(model, "module"):
-            raise ConfigError(f"model is a {type(model).__name__}; pass the module inside: model.module")
         if data is not None and val is not None:
             raise ConfigError("data= is its own validation data, held out by the method; pass data or val, not both")
-        if data is not None and epochs is None:
-            raise ConfigError("data= needs epochs=, how many your loop takes: methods wait for shares of the run")
-        self.model, self.optimizer, self.seed, self.read = model, optimizer, seed, logits
+        self.label = method if isinstance(method, str) else type(method).__name__.lower()
+        self.method = settings.method_of(method)
+        self.model = uncompiled(model)
+        self.optimizer, self.epochs, self.batch_size, self.seed = optimizer, epochs, batch_size, seed
         self.pool = None if data is None else pool_of(data)
-        self.epochs, self.per_epoch, self.batch_size, self.accumulate = epochs, per_epoch, batch_size, accumulate
-        self._said = {"grad_clip": grad_clip, **(recipe or {})}
-        if theirs := sorted(set(recipe or {}) & set(LOOPS)):
-            raise ConfigError(f"recipe states {theirs[0]}, which is your loop's: leave it out ({LOOPS[theirs[0]]})")
-        self._scaler, self._cache = scaler, cache
+        self._loan = Loan(
+            model=self.model, optimizer=optimizer, read=logits, pool=self.pool,
+            initial=None if self.pool is None else copy.deepcopy(self.model),
+            epochs=epochs, per_epoch=per_epoch, accumulate=accumulate,
+            said={"grad_clip": grad_clip, **(recipe or {})}, scaler=scaler, cache=cache, seed=seed, label=self.label,
+        )  # fmt: skip
+        self.method = self._loan.method(self.method)
         self._source = None if val is None else source_of(val, seed)
-        self._initial = None if self.pool is None else copy.deepcopy(model)
         self._run: Borrowed | None = None
         self._drawn = False
         self.state: Any = None
         self.logits: Tensor | None = None
         self.history: list[dict[str, float]] = []
-        self.stopped = False
         if self.pool is not None and batch_size is not None:
             self._open(self.pool.batch(torch.arange(2)).x)
+
+    def __repr__(self) -> str:
+        return f"Reweighter({self.label!r}, {type(self.model).__name__}, {type(self.optimizer).__name__})"
 
     # ---- the three uses
 
@@ -170,8 +152,7 @@ class Reweighter:
         that gradient whose value is the plain mean of the l_i. `logits` holds what the pass gave.
         """
         handed = self._turn(x, y, val, index, itself=True)
-        seen = handed.seen
-        self.logits = seen.logits.detach()
+        self.logits = (seen := handed.seen).logits.detach()
         if handed.along is not None:
             pull = (seen.logits * handed.along).sum()
             return pull + (seen.losses.mean() - pull).detach()
@@ -211,52 +192,39 @@ class Reweighter:
 
     def state_dict(self) -> dict[str, Any]:  # Any: nested plain data and tensors
         """All that changes, the module and the optimiser excepted; empty before the first call."""
-        run = self._run
-        if run is None:
+        if self._run is None:
             return {}
-        classifier = run.learners.pop("classifier")
-        try:
-            held = run.state_dict()
-        finally:
-            run.learners = {"classifier": classifier, **run.learners}
         validation = {} if self._source is None else self._source.state_dict()
-        made = {"classes": run.pool.num_classes, "batch_size": run.batch_size, "packed": run.unpacks}
-        method = {"state": state_of(self.state), "micro": run.micro, "began": run.began}
-        return copy.deepcopy({"made": made, "run": held, "method": method, "validation": validation})
+        return {"of": self.label, **saved(self._run, self.state), "validation": copy.deepcopy(validation)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
-        """Undo `state_dict`."""
+        """Undo `state_dict`; ConfigError for the state of something else."""
         if not state:
             return
-        state = copy.deepcopy(dict(state))
+        check_saved(state, self.label)
         made = state["made"]
         if self._run is None:
             self.batch_size = int(made["batch_size"])
             self._make(int(made["classes"]), self.batch_size, unpacks=bool(made["packed"]))
-        run = cast(Borrowed, self._run)
-        classifier = run.learners.pop("classifier")
-        try:
-            run.load_state_dict(state["run"])
-        finally:
-            run.learners = {"classifier": classifier, **run.learners}
-        restore(self.state, state["method"]["state"])
-        run.micro, run.began = int(state["method"]["micro"]), int(state["method"]["began"])
+        put_back(cast(Borrowed, self._run), self.state, state)
         if self._source is not None:
-            self._source.load_state_dict(state["validation"])
+            self._source.load_state_dict(copy.deepcopy(state["validation"]))
 
     # ---- a step of the method
 
     def _turn(self, x: Inputs, y: Tensor, val: Labelled | None, index: Tensor | None, *, itself: bool) -> Handed:
-        check_labels(y)
-        inputs = packed(x)
-        run = self._open(inputs, len(y))
-        batch = self._batch(run, inputs, y, index)
+        given = labelled(x, y)
+        run = self._open(given.x, len(given))
+        check_classes(given.y, run.pool.num_classes)
+        batch = self._batch(run, given.x, given.y, index)
         run.offered, run.handed, run.passes_itself = batch, None, itself
-        run.validation = self._source if val is None else Only(val)
+        source = self._source if val is None else Only(val)
+        run.validation = None if source is None else Checked(source, run.pool.num_classes)
         kind = run.device.type
         run.autocast(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
         self._begun(run)
-        self._check_trains(run, index)
+        if index is not None and not self._drawn:
+            check_trains(run, index, self.label)
         run.tap()
         try:
             with rng.seeded(None), torch.enable_grad(), torch.autocast(kind, enabled=False):
@@ -301,24 +269,10 @@ class Reweighter:
                     split = self.method.split(run, self.state)
             finally:
                 run.untap()
-            self.stopped = split is None
             if split is not None:
                 run.use(split, at=run.updates)
             run.began = run.updates
         return run
-
-    def _check_trains(self, run: Borrowed, index: Tensor | None) -> None:
-        """ConfigError for examples that validate and must not train, and for repetitions that nobody makes."""
-        if self.pool is None or index is None or self._drawn:
-            return
-        if run.split.repeated:
-            hint = "draw batches from weigh.batches, or use a mode that weighs (jtt[mode=weight])"
-            raise ConfigError(f"{self.label} repeats examples in the training data: {hint}")
-        held = torch.empty(0) if run.split.shared else torch.isin(torch.as_tensor(index).to(run.device), run.split.val)
-        if bool(held.any()):
-            first = int(torch.as_tensor(index)[held.cpu()][0])
-            hint = "draw batches from weigh.batches, or set keep=true"
-            raise ConfigError(f"example {first} validates in this epoch and must not train: {hint}")
 
     def _advance(self, run: Borrowed) -> None:
         run.micro = (run.micro + 1) % run.micros
@@ -336,58 +290,9 @@ class Reweighter:
     def _open(self, x: Tensor, n: int | None = None) -> Borrowed:
         """The run; made at the first call, which shows how large batches are and what the module gives."""
         if self._run is None:
-            size = self.batch_size or n or 1
-            unpacks = isinstance(x, Packed)
-            module = self._module(unpacks)
-            device = next(module.parameters()).device
-            with rng.seeded(None), torch.no_grad(), Learner("probe", module, self.optimizer).at(evaluating=nn.Module):
-                x = x.to(device)
-                out: object = module(x.to(next(module.parameters()).dtype) if x.is_floating_point() else x)
-            self._make(classes_of(out, len(x), module), size, unpacks=unpacks)
+            self._make(self._loan.classes(x), self.batch_size or n or 1, unpacks=isinstance(x, Packed))
         return cast(Borrowed, self._run)
 
-    def _module(self, unpacks: bool) -> nn.Module:
-        check_trained(self.model)
-        return Adapted(self.model, self.read) if unpacks or self.read is not None else self.model
-
     def _make(self, classes: int, size: int, *, unpacks: bool) -> None:
-        module = self._module(unpacks)
-        first = next(p for p in module.parameters() if p.requires_grad)
-        recipe = recipe_of(self.optimizer, first, size, self.epochs or 1, self._said)
-        learner = Learner("classifier", module, self.optimizer, Theirs(self.optimizer), grad_clip=recipe.grad_clip)
-        learner.use_scaler(self._scaler)
-        pool: Pool = Stream(classes, first.device) if self.pool is None else self.pool.to(first.device)
-        update = size * self.accumulate
-        per_epoch = self.per_epoch or (ENDLESS if self.pool is None else len(pool) // update)
-        if per_epoch == 0:
-            raise DataError(f"an update takes {update} examples and there are {len(pool)}; use a smaller batch_size")
-        lent = Lent(
-            pool=pool, recipe=recipe, seed=self.seed, classifier=learner, head=head_or_none(module),
-            device=first.device,
-            budget=ENDLESS if self.epochs is None else self.epochs * per_epoch, per_epoch=per_epoch, batch_size=size,
-        )  # fmt: skip
-        run = Borrowed(lent, self._scouts(pool, recipe, module, first.device))
-        run.untap()
-        run.streams, run.micros, run.unpacks = self.pool is None, self.accumulate, unpacks
-        run.timed = self.epochs is not None and (self.pool is not None or self.per_epoch is not None)
-        if self.pool is None and hasattr(self.method, "holdout"):  # what validates comes from val=
-            self.method = cast(Method[Any], dataclasses.replace(cast(Any, self.method), holdout=Given([0])))
-        run.tap()
-        try:
-            with rng.seeded(rng.key(self.seed, "method init", 0)), torch.enable_grad():
-                self.state = self.method.init(run)
-        except DataError as error:
-            if self.pool is None:
-                without_data(str(error))
-            raise
-        finally:
-            run.untap()
-        self._run = run
-
-    def _scouts(self, pool: Pool, recipe: Recipe, module: nn.Module, device: torch.device) -> ScoutTrainer:
-        initial, read = self._initial, self.read
-        make = partial(built, module if initial is None else initial, read if initial is not None else None)
-        data = Data("yours", pool, None, {"training": pool})
-        name = type(self.model).__name__
-        setup = Setup(self.method, data, make, name, recipe, self.seed, self.label, device)
-        return ScoutTrainer(setup, ContentCache(None if self._cache is None else Path(self._cache)))
+        run = self._loan.run(self.method, classes, size, unpacks=unpacks)
+        self._run, self.state = run, self._loan.state(self.method, run)

@@ -1,7 +1,6 @@
 """fit: train one classifier by one method, with everything it leaves behind."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import logging
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from molere import registry, rng, settings
-from molere.adapters import Read, reading
+from molere.adapters import Read, made_of, reading
 from molere.data import sources
 from molere.data.pool import Data
 from molere.data.repeats import repeated
@@ -198,7 +197,7 @@ def _setup(
     seed: int,
     label: str | None,
 ) -> Setup:
-    chosen = settings.make_method(method) if isinstance(method, str) else method
+    chosen = settings.method_of(method)
     label = label or (method if isinstance(method, str) else type(method).__name__.lower())
     if not isinstance(cast(object, data), str | Mapping | Data):
         given = f"data is a {type(data).__name__}"
@@ -245,7 +244,7 @@ def _builder(model: Model, data: Data, recipe: Recipe, seed: int) -> Callable[[]
 
     def copied() -> nn.Module:
         with rng.seeded(rng.key(seed, "init")):
-            made = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+            made = made_of(model)
         return made if recipe.weights is None else load_weights(made, recipe.weights, type(made).__name__)
 
     return copied

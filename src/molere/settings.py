@@ -152,6 +152,17 @@ def make_method(
     return cast("Method[Any]", build(load(registry.METHODS[spec.name]), settings, spec.name, kinds()))
 
 
+def method_of(method: object) -> "Method[Any]":
+    """The method that was given, made if it is a spec; ConfigError for a class, or for what is no method."""
+    if isinstance(method, str):
+        return make_method(method)
+    if isinstance(method, type):
+        raise ConfigError(f"method is the class {method.__name__}; pass a method: {method.__name__}()")
+    if not all(callable(getattr(method, name, None)) for name in ("init", "split", "step")):
+        raise ConfigError(f"method is a {type(method).__name__}, expected a name such as 'lrw-hard', or a Method")
+    return cast("Method[Any]", method)
+
+
 def written(method: str, preset: str = "default", overrides: Mapping[str, object] | None = None) -> str:
     """A spec with a preset and settings written into it: the preset where it has none, settings where it has such."""
     spec = MethodSpec.parse(method)

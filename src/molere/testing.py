@@ -45,7 +45,7 @@ def check_method(method: str | AnyMethod, *, data: Data | None = None, model: Mo
         model: what to train; none: an MLP, then a network with BatchNorm and dropout.
     """
     name = method if isinstance(method, str) else type(method).__name__
-    made = settings.make_method(method) if isinstance(method, str) else method
+    made = settings.method_of(method)
     _check_settings(name, made)
     data = data or rare_region()
     for each in [model] if model is not None else _models(data):
