@@ -161,7 +161,7 @@ HEAD = """\
 def page(repeats: int, share: float) -> str:
     """The table, with machine and load."""
     before = load_average()
-    rows = [row(replace(case, epochs=max(1, round(share * case.epochs))), repeats) for case in CASES]
+    rows = [row(replace(case, epochs=max(2, round(share * case.epochs))), repeats) for case in CASES]
     load = f"Load average before {before:.1f}, after {load_average():.1f}."
     command = f"python benchmarks/writer.py --repeats {repeats} --share {share:g}"
     about = [f"- Date: {datetime.now():%Y-%m-%d}", f"- Machine: {machine(environment('cpu'))}; one thread. {load}"]

@@ -23,7 +23,11 @@ FAULTS = {
     "P3": ("ten kills in one run", "same bytes, no row twice", 5),
     "P5": ("resumed with other settings or data", "refused, differences listed", 40),
     "P6": ("a worker of a comparison is killed", "named within 30 s, the others go on", 10),
-    "P7": ("killed in a first stage or in a comparison", "goes on from its last checkpoint, same results", 6),
+    "P7": (
+        "killed in a first stage, a comparison, a reproduction",
+        "goes on from its last checkpoint, same results",
+        8,
+    ),
     "S1": ("disk full while saving", "last checkpoint good, no part left, bytes needed and free told", 20),
     "S2": ("folder missing, a file, not writable", "found before the first update, within 2 s", 8),
     "S3": ("truncated checkpoint", "found, the one before is used", 100),

@@ -1,6 +1,8 @@
 """`molere reproduce`: listings, plans on data as they lie on disk, short real runs that go on where they stopped."""
 
 import json
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -10,9 +12,12 @@ import pytest
 import named_folders as folders
 from commands import Command
 from molere.data import sources
+from molere.data.pool import Batch
+from molere.method import Run
 from molere.reproduce.presets import ORDERED, preset
 from molere.reproduce.resolve import Asked, resolve
 from molere.reproduce.rows import load_arguments
+from reliability import Row
 
 SMALL = [
     "--seeds",
@@ -179,6 +184,34 @@ def test_a_figure_of_margins_runs_from_the_classifiers_that_were_kept(molere: Co
     assert len(margins) == 40
     assert (margins > 0).mean() == pytest.approx(last["accuracy"])
     assert margins.mean() == pytest.approx(last["margin"], abs=1e-6)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs signals of POSIX")
+@pytest.mark.parametrize("at", [3, 9])
+def test_a_reproduction_goes_on_where_it_was_interrupted(
+    at: int, molere: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    fashion(tmp_path)
+    call = ["reproduce", "figure3", "--row", "fashion-mnist", "--data-root", str(tmp_path), *SMALL, "--model", "linear"]
+    call += ["--methods", "erm"]
+    assert molere(*call, "--out", "whole").code == 0
+    begun, batch = list[int](), Run.train_batch
+
+    def interrupted(run: Run) -> Batch:
+        begun.append(run.updates)
+        if len(begun) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(run)
+
+    monkeypatch.setattr(Run, "train_batch", interrupted)
+    said = molere(*call, "--out", "cut")
+    assert (said.code, said.err) == (143, "interrupted; go on with the same command\n")
+    again = molere(*call, "--out", "cut")
+    whole, cut = (sorted(Path(out).rglob("model.safetensors")) for out in ("whole", "cut"))
+    same = len(whole) > 1 and [p.read_bytes() for p in whole] == [p.read_bytes() for p in cut]
+    updates = [json.loads(p.with_name("result.json").read_text())["updates"] for p in whole]
+    row("P7", int(again.code == 0 and same and len(begun) == sum(updates)), 1, [again, begun, updates])
 
 
 def test_cost_counts_operations_and_times_of_each_method(molere: Command) -> None:

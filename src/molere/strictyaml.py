@@ -34,7 +34,7 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.mistakes: list[str] = []
-        self._depth = 0
+        self._depth, self._anchored = 0, False
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = cast(Any, self).peek_event()
@@ -52,7 +52,8 @@ class _StrictLoader(yaml.SafeLoader):
     def _refuse_extras(self, event: Any) -> None:
         """Note anchors, aliases and tags as mistakes, and go on as if the value were a plain one."""
         line = event.start_mark.line + 1
-        if getattr(event, "anchor", None):
+        if getattr(event, "anchor", None) and not self._anchored:  # one is told for all: there may be thousands
+            self._anchored = True
             self.mistakes.append(f"line {line}: anchors and aliases (& and *) are not allowed; write the value out")
         if getattr(event, "tag", None) is not None:
             self.mistakes.append(f"line {line}: tags (!...) are not allowed; write a plain value")
