@@ -201,6 +201,7 @@ def test_images_that_cannot_be_read_are_named_or_left_out_and_the_others_keep_th
     row.judge("D1", wrong, len(good) + len(bad))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_without_skip_the_first_bad_images_are_named_and_all_are_counted(
     odd: tuple[Path, list[str], list[str]],
 ) -> None:

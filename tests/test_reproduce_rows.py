@@ -138,6 +138,7 @@ def test_mistakes_are_one_line_each(molere: Command, arguments: str, words: str)
     assert words in said.err
 
 
+@pytest.mark.report
 def test_a_row_runs_and_goes_on_and_says_printed_and_ours(molere: Command, tmp_path: Path) -> None:
     fashion(tmp_path)
     call = [
