@@ -1,4 +1,4 @@
-"""The list of faults, and how often each was met and withstood: what `pytest tests -m faults --reliability FILE` writes.
+"""The list of faults, how often each was met and withstood: what `pytest tests -m faults --reliability FILE` writes.
 
 A test counts its cases and hands the figure to the fixture `row`; `counted(quick, full)` gives it two versions, a few
 cases in every run and the full number under the marks `faults` and `slow`.

@@ -192,7 +192,9 @@ MISTAKES = {"tag": 2}  # what the tag stands before is no text, either
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_malformed_file_is_a_line_for_each_mistake_and_exit_code_2(molere: Command, tmp_path: Path, name: str) -> None:
+def test_a_malformed_file_is_a_line_for_each_mistake_and_exit_code_2(
+    molere: Command, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "my.yaml").write_text(FILES[name])
     said = molere("train", "-c", "my.yaml")
     assert (said.code, said.out, len(said.err.splitlines())) == (2, "", MISTAKES.get(name, 1)), said
