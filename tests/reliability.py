@@ -70,6 +70,9 @@ FAULTS = {
 }
 """id -> what happens, what is required, in how many cases (none: one for each method)."""
 
+FIGURE = "reliability"
+"""The property under which a test's report carries (row, done, of, test)."""
+
 
 def counted(quick: int, full: int, *, dear: bool = False) -> pytest.MarkDecorator:
     """The argument `count` of a test: `quick` cases in every run, `full` ones under the marks faults and slow.
@@ -102,9 +105,17 @@ class Reliability:
         found.done, found.of = found.done + done, found.of + of
         found.tests += [] if test in found.tests else [test]
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the figures that a test handed in; with `-n` they come from other processes this way."""
+        if report.when == "call":
+            properties: list[tuple[str, Any]] = report.user_properties
+            for name, value in properties:
+                if name == FIGURE:
+                    self.add(*value)
+
     def pytest_sessionfinish(self) -> None:
         path = self.config.getoption("--reliability")
-        if path:
+        if path and not hasattr(self.config, "workerinput"):  # a process of `-n` has seen a part only
             Path(path).write_text(self.table(), "utf-8")
 
     def table(self) -> str:
@@ -141,14 +152,14 @@ class Reliability:
 class Row:
     """Hands in the figure of one test; see `__call__`."""
 
-    def __init__(self, reliability: Reliability, request: pytest.FixtureRequest) -> None:
-        self._reliability = reliability
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._figures: list[tuple[str, Any]] = request.node.user_properties
         self._test = f"{Path(request.node.path).name}::{request.node.originalname}"
 
     def __call__(self, row: str, done: int, of: int, missed: Sequence[Any] = ()) -> None:
         """`done` of `of` cases of a row withstood the fault; the test fails unless all did."""
         assert row in FAULTS
-        self._reliability.add(row, done, of, self._test)
+        self._figures.append((FIGURE, (row, done, of, self._test)))
         assert done == of, f"{row}: {done} of {of}; missed: {list(missed)[:5]}"
 
     def judge(self, row: str, wrong: Sequence[tuple[object, object]], of: int) -> None:
@@ -168,7 +179,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Row:
-    return Row(request.config.pluginmanager.getplugin("molere-reliability"), request)
+    return Row(request)
 
 
 @pytest.fixture
