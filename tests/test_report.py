@@ -471,3 +471,13 @@ def test_a_row_whose_splits_were_mostly_rejected_is_cautioned_against(rejected: 
 
 def test_reports_of_runs_that_logged_nothing_have_no_such_section(table: Table) -> None:
     assert "Logged" not in report.markdown(table, ABOUT)
+
+
+def test_text_of_a_comparison_shows_nothing_by_itself_in_a_notebook(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: shown.append(given))
+    assert "accuracy" in terminal.plain(table)
+    assert not shown

@@ -66,10 +66,12 @@ class Screen:
 
 def plain(table: Table, *, title: str = "", closing: Sequence[str] = (), width: int = WIDTH) -> str:
     """The same as plain text without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(Screen(table, title=title, closing=closing))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    file = io.StringIO()  # not a notebook's output, where rich would display what it prints
+    console = Console(
+        file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
+    )
+    console.print(Screen(table, title=title, closing=closing))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 def metric_grids(
