@@ -169,6 +169,7 @@ ORDER = [
     "show.runpage",
     "show.compared",
     "show.comparisonpage",
+    "show.printed",
     "show.reproductionpage",
     "show.reports",
     "show.plots",

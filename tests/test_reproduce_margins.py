@@ -1,11 +1,13 @@
 """Figures 3 and 4: changes of margins by the margin under ERM."""
 
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 
-from molere.reproduce.margins import bins, changes, draw, table, values
+from molere.reproduce.margins import bins, changes, summary, table, values
+from molere.show.printed import of_row
 
 BASE = np.array([-0.95, -0.5, -0.01, 0.0, 0.15, 0.2, 1.0])
 MARGINS = {
@@ -50,6 +52,29 @@ def test_the_table_leaves_out_the_reference() -> None:
     assert rows[1][1] == "+0.0000"
 
 
-def test_the_figure_is_written(tmp_path: Path) -> None:
-    draw({k: v for k, v in MARGINS.items() if k != "late"}, "ERM", tmp_path / "f.png", "title", "std")
-    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+def test_the_figure_is_drawn_from_plain_numbers_that_agree_with_the_margins() -> None:
+    found = json.loads(json.dumps(summary(MARGINS, "ERM")))
+    assert list(found) == ["Hard", "late"]
+    hard = np.concatenate(list(changes(MARGINS, "ERM")["Hard"].values()))
+    assert (found["Hard"]["mean"], found["Hard"]["median"]) == pytest.approx((hard.mean(), np.median(hard)))
+    assert sum(found["Hard"]["histogram"]) == found["Hard"]["n"] == 14
+    assert [b["mean"] for b in found["late"]["bins"] if b["n"]] == 6 * [0.0]
+    said = {"preset": "figure3", "row": "r", "title": "T", "kind": "margins", "reference": "ERM", "changes": found}
+    (picture,) = of_row(said)
+    heights = [patch.get_height() for patch in picture.figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert heights == pytest.approx([b["mean"] for b in found["Hard"]["bins"] if b["n"]])
+    assert f"Hard: mean {hard.mean():+.3f}, median {np.median(hard):+.3f}." in picture.words
+
+
+def test_printed_numbers_stand_beside_ours_with_intervals() -> None:
+    lines = [
+        {"column": "A$", "printed": 81.2, "ours": {"n": 3, "mean": 0.5, "half_width": 0.1}},
+        {"column": "B", "printed": None, "ours": {"n": 1, "mean": 0.4, "half_width": None}},
+        {"column": "C", "printed": 70.0, "ours": {"n": 0, "mean": None, "half_width": None}},
+    ]
+    said = {"preset": "figure1", "row": "r", "title": "T", "kind": "bars", "metric": "accuracy"}
+    (picture,) = of_row({**said, "metrics": {"accuracy": lines}})
+    ours, crosses = picture.figure.axes[0].lines[0], picture.figure.axes[0].lines[-1]
+    assert np.asarray(ours.get_ydata()).tolist() == [50.0, 40.0]
+    assert np.asarray(crosses.get_ydata()).tolist() == [81.2]
+    assert of_row({**said, "metrics": {"accuracy": lines[2:]}}) == []

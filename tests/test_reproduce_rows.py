@@ -160,6 +160,8 @@ def test_a_row_runs_and_goes_on_and_says_printed_and_ours(molere: Command, tmp_p
     assert "| Random > ERM (modest gains even with random validation examples) |" in said.out
     page = next(Path("out").glob("*.md"))
     assert page.with_suffix(".png").exists()
+    assert f"]({page.stem}.png)" in page.read_text("utf-8")
+    assert page.with_suffix(".svg").read_text("utf-8").startswith("<?xml")
     assert f"To look at: {Path('out') / 'report.html'}" in said.out
     assert "Random &gt; ERM" in Path("out/report.html").read_text("utf-8")
     assert json.loads(page.with_suffix(".json").read_text())["preset"] == "figure1"

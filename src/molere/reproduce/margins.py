@@ -6,9 +6,8 @@ update; averaged in bins of PM_i(ERM) of width 0.2.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast  # Any: numpy arrays of any type, and matplotlib
+from dataclasses import asdict, dataclass
+from typing import Any  # Any: plain data
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,8 @@ Margins = Mapping[str, Mapping[int, Numbers]]
 """Column -> seed -> margin of each test example [n]."""
 
 EDGES: Numbers = np.round(np.linspace(-1, 1, 11), 10)
+PLACES: Numbers = np.round(np.linspace(-1, 1, 61), 10)
+"""Edges of the histogram of changes; the few beyond are not counted there."""
 ERRS, RIGHT = " where ERM errs", " where ERM is right"
 
 
@@ -94,40 +95,17 @@ def table(margins: Margins, reference: str) -> list[list[str]]:
     return rows
 
 
-def draw(margins: Margins, reference: str, path: Path, title: str, bars: str = "sem") -> None:
-    """The figure: above, the mean change by ERM's margin with bars; below, histograms of the changes."""
-    from matplotlib.figure import Figure  # here: it takes long to load
-
-    delta = changes(margins, reference)
-    columns = [c for c in margins if c != reference]
-    figure = Figure(figsize=(3.2 * max(2, len(columns)), 5.6), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    axes = cast(Any, figure.subplots(2, len(columns), squeeze=False, sharey="row"))
-    for k, column in enumerate(columns):
-        by_bin = bins(delta[column], margins[reference])
-        _draw_bins(axes[0][k], by_bin, column, bars)
-        _draw_histogram(axes[1][k], delta[column])
-    axes[0][0].set_ylabel(f"mean change of margin (± {bars})")
-    axes[1][0].set_ylabel("test examples")
-    figure.savefig(path, dpi=110)
-
-
-def _draw_bins(axis: Any, by_bin: Sequence[Bin], column: str, bars: str) -> None:
-    middle = [(b.low + b.high) / 2 for b in by_bin]
-    axis.bar(middle, [b.mean for b in by_bin], width=0.17, color="#4878a8")
-    axis.errorbar(
-        middle, [b.mean for b in by_bin], [getattr(b, bars) for b in by_bin], fmt="none", color="black", lw=0.8
-    )
-    axis.axhline(0, color="black", lw=0.6)
-    axis.set_title(column, fontsize=9)
-    axis.set_xlabel("margin under ERM")
-
-
-def _draw_histogram(axis: Any, change: Mapping[int, Numbers]) -> None:
-    every = np.concatenate(list(change.values()))
-    axis.hist(every, bins=60, range=(-1, 1), color="#b0b0b0")
-    axis.axvline(float(every.mean()), color="#c04040", lw=1, label=f"mean {every.mean():+.3f}")
-    axis.axvline(float(np.median(every)), color="#4878a8", lw=1, ls="--", label=f"median {np.median(every):+.3f}")
-    axis.set_yscale("log")
-    axis.set_xlabel("change of margin")
-    axis.legend(fontsize=7)
+def summary(margins: Margins, reference: str) -> dict[str, dict[str, Any]]:
+    """What the figure is drawn from, as plain data: for each column bins, histogram, mean and median of the changes."""
+    found = dict[str, dict[str, Any]]()
+    for column, change in changes(margins, reference).items():
+        if column != reference and change:
+            every = np.concatenate(list(change.values()))
+            found[column] = {
+                "bins": [asdict(b) for b in bins(change, margins[reference])],
+                "histogram": np.histogram(every, PLACES)[0].tolist(),
+                "mean": float(every.mean()),
+                "median": float(np.median(every)),
+                "n": len(every),
+            }
+    return found

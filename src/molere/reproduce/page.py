@@ -46,6 +46,8 @@ class Page:
     """Command, date, machine, and where the comparison is kept."""
     extra: tuple[str, ...] = ()
     """Further parts in Markdown: figures and their tables."""
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Column -> its changes of margins; empty where they are not asked for."""
 
 
 def values_of(plan: Planned, results: Iterable[Result], metric: str) -> dict[str, dict[int, float]]:
@@ -66,15 +68,19 @@ def page(
     *,
     extra: Sequence[str] = (),
     margins: Values | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Page:
-    """The page of a row's results; `margins` are what the claims of a figure of margins are judged by."""
+    """The page of a row's results.
+
+    margins: what the claims of a figure of margins are judged by. changes: what that figure is drawn from.
+    """
     row = plan.row
     lines = {metric: _lines(plan, values_of(plan, results, metric), metric, n) for metric, n in row.metrics.items()}
     values = values_of(plan, results, row.metric) if margins is None else margins
     better = Metric(row.metric).higher_is_better
     printed = _implied(plan) if margins is None else {}
     findings = tuple(judge(claim, values, printed, higher_is_better=better) for claim in row.claimed)
-    return Page(plan, lines, findings, about, tuple(extra))
+    return Page(plan, lines, findings, about, tuple(extra), changes or {})
 
 
 def _implied(plan: Planned) -> dict[str, float]:
@@ -218,8 +224,12 @@ def as_dict(p: Page) -> dict[str, Any]:
         "row": p.plan.key,
         "title": p.plan.title,
         "about": dict(p.about),
+        "kind": p.plan.preset.kind,
         "reference": p.plan.row.reference,
+        "metric": p.plan.row.metric,
         "metrics": {metric: [asdict(line) for line in lines] for metric, lines in p.lines.items()},
+        "changes": dict(p.changes),
+        "bars": p.plan.preset.bars,
         "claims": [_plain(f) for f in p.findings],
         "verdicts": tally(p.findings),
         "deviations": list(p.plan.deviations),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast  # Any: the arguments of load
 
@@ -27,7 +27,7 @@ def run_row(
     command: str,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Page, Comparison]:
-    """Train what is missing, and write the page: OUT/ROW (the comparison), OUT/ROW.md, OUT/ROW.json, OUT/ROW.png."""
+    """Train what is missing, and write the page: OUT/ROW (the comparison), OUT/ROW.md, OUT/ROW.json, its figure."""
     e, folder = plan.experiment, out / plan.folder
     comparison = compare(
         list(plan.columns.values()),
@@ -64,11 +64,11 @@ def _page(plan: Planned, comparison: Comparison, folder: Path, command: str) -> 
     picture = folder.parent / f"{folder.name}.png"
     if plan.preset.kind != "margins":
         made = page(plan, comparison.results, about)
-        extra = figures.bars(made, picture) if plan.preset.kind == "bars" else ()
-        return page(plan, comparison.results, about, extra=extra)
+        return replace(made, extra=figures.pictures(made, picture))
     margins = _margins(plan, folder)
-    extra = figures.margins(plan, margins, picture)
-    return page(plan, comparison.results, about, extra=extra, margins=figures.judged(plan, margins))
+    judged, changes = figures.judged(plan, margins), figures.changes(plan, margins)
+    made = page(plan, comparison.results, about, margins=judged, changes=changes)
+    return replace(made, extra=(*figures.margins(plan, margins), *figures.pictures(made, picture)))
 
 
 def _margins(plan: Planned, folder: Path) -> Margins:

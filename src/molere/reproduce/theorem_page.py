@@ -180,32 +180,39 @@ def _of_learned(name: str, runs: Sequence[tuple[Counts, float]], f: Found) -> st
 
 
 def draw(f: Found, path: Path) -> None:
-    """The points with the parts, and the values of all parts with the two orders and the chosen parts."""
-    from matplotlib.figure import Figure  # here: it takes long to load
+    """The points with the parts, and the values of all parts with the two orders and the chosen parts; PNG and SVG."""
+    from molere.show.style import BETTER, COLOURS, INK, PALE, WORSE, Picture, canvas, styled  # here: long to load
 
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
-    _draw_points(left, f)
-    right.hist(f.values, bins=50, color="#c8c8c8", label="all parts")
-    right.axvline(f.max_min, color="black", lw=4, label="max-min (eq. 3)")
-    right.axvline(f.min_max.value / K, color="black", ls="--", label="min-max (eq. 4)")
-    right.axvline(f.hardest, color="#c04040", lw=1.5, label="hardest under ERM")
-    for (name, runs), colour, height in zip(f.learned.items(), ("#4878a8", "#58a868"), (0.30, 0.22), strict=True):
+    with styled():
+        figure = canvas(7.6, 5.6)
+        left, right = figure.subplots(2, 1, height_ratios=(3, 4))
+        _draw_points(left, f)
+        right.hist(f.values, bins=50, color=PALE, label="all parts")
+        right.axvline(f.max_min, color=INK, lw=3, label="max-min (eq. 3)")
+        right.axvline(f.min_max.value / K, color=INK, ls="--", label="min-max (eq. 4)")
+        right.axvline(f.hardest, color=WORSE, ls=":", label="hardest under ERM")
         top = right.get_ylim()[1]
-        right.plot([v for _, v in runs], [height * top] * len(runs), "v", color=colour, label=METHODS[name])
-    right.set_xlabel("least mean loss on the part that validates")
-    right.set_ylabel("parts")
-    right.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+        for (name, runs), colour, marker, height in zip(
+            f.learned.items(), (BETTER, COLOURS[2]), "v^", (0.30, 0.22), strict=True
+        ):
+            right.plot(
+                [v for _, v in runs], [height * top] * len(runs), marker, ls="", color=colour, label=METHODS[name]
+            )
+        right.set_xlabel("least mean loss on the part that validates")
+        right.set_ylabel("parts")
+        right.legend(fontsize=7)
+    drawn = Picture("theorem1", figure, "Both orders of the minimax problem, and the values of all parts.")
+    drawn.save(path.with_suffix(".png"))
+    drawn.save(path.with_suffix(".svg"))
 
 
 def _draw_points(axis: Any, f: Found) -> None:
     moved = POINTS + np.where(np.arange(len(LABELS)) == TIED[1], 0.08, 0.0)[:, None]
     for label, marker in ((0, "o"), (1, "s")):
         own = moved[label == LABELS]
-        axis.scatter(own[:, 0], own[:, 1], marker=marker, label=f"label {label}", s=36)
+        axis.plot(own[:, 0], own[:, 1], marker, ls="", label=f"label {label}", ms=6)
     chosen = moved[f.best > 0]
-    axis.scatter(chosen[:, 0], chosen[:, 1], s=150, facecolors="none", edgecolors="black", label="max-min part")
+    axis.plot(chosen[:, 0], chosen[:, 1], "o", ms=12, mfc="none", mec="black", ls="", label="max-min part")
     axis.legend(fontsize=7)
     axis.set_xlabel("x1")
     axis.set_ylabel("x2")

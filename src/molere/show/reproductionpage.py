@@ -9,7 +9,7 @@ from typing import Any, cast  # Any: JSON
 
 from molere import wording
 from molere.errors import StorageError
-from molere.show import gains
+from molere.show import gains, printed
 from molere.show.compared import Compared, of_comparison
 from molere.show.comparisonpage import metric_grid
 from molere.show.page import Cell, Code, Grid, Page, Section, number
@@ -117,9 +117,10 @@ def _section(row: Row) -> Section:
     title = str(row.said.get("title") or f"Row {row.name}")
     if row.compared is None:
         return Section(title, words=["No run of this row has ended yet.", *words], tables=tables)
+    figures = printed.of_row(row.said) if "kind" in row.said else []
     missing = wording.missing(row.compared.table)
     found = [metric_grid(row.compared.table, metric, "last") for metric in row.compared.table.headline]
-    return Section(title, words=[row.compared.about.title, *words, *missing], tables=[*tables, *found])
+    return Section(title, words=[row.compared.about.title, *words, *missing], tables=[*tables, *found], figures=figures)
 
 
 def _printed(metric: str, lines: Sequence[Mapping[str, Any]]) -> Grid:
