@@ -76,7 +76,8 @@ def test_weights_of_one_input_leave_its_shares_where_they_are() -> None:
 def test_the_page_says_what_holds(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(theorem, "of_inputs", lambda part: float(theorem.least_loss(part[None].astype(float))[0]))
     found = theorem_page.found(seeds=[0], epochs=4, stride=60)
-    text = theorem_page.markdown(found, "molere reproduce theorem1", "theorem1.png")
+    text = theorem_page.markdown(found, {"Command": "`molere reproduce theorem1`", "Date": "today"}, "theorem1.png")
+    assert "- Command: `molere reproduce theorem1`\n- Date: today\n" in text
     theorem_page.draw(found, tmp_path / "theorem1.png")
     assert found.max_min == pytest.approx(VALUES.max() / K)
     assert "Weak duality, eq. 3 <= eq. 4: **holds**" in text

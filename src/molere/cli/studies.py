@@ -62,8 +62,15 @@ def _seeds(flags: Mapping[str, Any], default: int) -> list[int]:
     return list(experiment({"seeds": flags.get("seeds") or default}).seeds)
 
 
-def _command() -> str:
-    return shlex.join(["molere", *sys.argv[1:]])
+def _about() -> dict[str, str]:
+    from molere.ledger import machine
+    from molere.storage import environment
+
+    return {
+        "Command": f"`{shlex.join(['molere', *sys.argv[1:]])}`",
+        "Date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "Machine": machine(environment("cpu")),
+    }
 
 
 def _theorem(flags: Mapping[str, Any], out: Path, console: Console) -> tuple[str, dict[str, Any]]:
@@ -83,7 +90,7 @@ def _theorem(flags: Mapping[str, Any], out: Path, console: Console) -> tuple[str
         "learned": {name: [v for _, v in runs] for name, runs in found.learned.items()},
         "verdicts": page.verdicts(found),
     }
-    return page.markdown(found, _command(), "theorem1.png"), numbers
+    return page.markdown(found, _about(), "theorem1.png"), {"about": _about(), **numbers}
 
 
 def _planned(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,9 +110,7 @@ def _planned(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _cost(flags: Mapping[str, Any], out: Path, console: Console) -> tuple[str, dict[str, Any]]:
     planned = _planned(flags)
     from molere.data import sources
-    from molere.ledger import machine
     from molere.reproduce import cost
-    from molere.storage import environment
 
     methods = list(dict.fromkeys([cost.BASE, *planned["methods"]]))
     parse_specs(",".join(methods))
@@ -113,11 +118,6 @@ def _cost(flags: Mapping[str, Any], out: Path, console: Console) -> tuple[str, d
     words = f"{data.name} ({data.scenario}), {len(data.train):,} examples, {planned['model']}, {planned['train']}"
     setting = cost.Setting(data, planned["model"], planned["train"], words)
     spent, failed = cost.measured(methods, setting, repeats, console.say)
-    about = {
-        "Command": f"`{_command()}`",
-        "Date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-        "Machine": machine(environment("cpu")),
-        "Repetitions": str(repeats),
-    }
+    about = {**_about(), "Repetitions": str(repeats)}
     numbers = {"about": about, "setting": words, "spent": [asdict(s) for s in spent], "failed": failed}
     return cost.markdown(spent, failed, setting, about), numbers

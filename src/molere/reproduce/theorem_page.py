@@ -98,8 +98,8 @@ def _pool() -> Any:  # a Data, whose module brings torch
 # ---- Markdown
 
 
-def markdown(f: Found, command: str = "", picture: str = "") -> str:
-    """The page."""
+def markdown(f: Found, about: Mapping[str, str], picture: str = "") -> str:
+    """The page; about: command, date and machine."""
     share = [f"{100 * v / f.max_min:.1f}" for v in (f.max_min, f.min_max.value / K)]
     rows = [
         ["max over parts, then min over classifiers (eq. 3), all parts tried", f"{f.max_min:.4f}", share[0]],
@@ -114,7 +114,7 @@ def markdown(f: Found, command: str = "", picture: str = "") -> str:
     ]
     parts = [
         "# Theorem 1 on a problem small enough to try every part",
-        f"- Command: `{command}`" if command else "",
+        "\n".join(f"- {name}: {text}" for name, text in about.items()),
         _problem(),
         "## Values",
         grid(["part that validates", "least mean loss on it", "% of the max-min"], rows),
@@ -213,6 +213,7 @@ def _draw_points(axis: Any, f: Found) -> None:
         axis.plot(own[:, 0], own[:, 1], marker, ls="", label=f"label {label}", ms=6)
     chosen = moved[f.best > 0]
     axis.plot(chosen[:, 0], chosen[:, 1], "o", ms=12, mfc="none", mec="black", ls="", label="max-min part")
+    axis.margins(0.1)
     axis.legend(fontsize=7)
     axis.set_xlabel("x1")
     axis.set_ylabel("x2")
