@@ -5,8 +5,9 @@ import pytest
 from molere import registry
 from molere.errors import ConfigError
 from molere.reproduce.presets import ORDERED, STUDIES, pick_preset, preset
-from molere.reproduce.resolve import Asked, present, resolve, rows_of
+from molere.reproduce.resolve import Asked, Seen, present, resolve, rows_of, with_data
 from molere.settings import MethodSpec
+from molere.split import part_size
 
 ROWS = [(name, key) for name in ORDERED for key in preset(name).rows]
 
@@ -140,3 +141,38 @@ def test_data_that_are_not_there_are_named_with_the_way_to_get_them(tmp_path) ->
 def test_methods_of_presets_are_spelt_as_their_specs_are() -> None:
     specs = {spec for n, k in ROWS for spec in preset(n).row(k).methods.values()}
     assert all(MethodSpec.parse(spec).name in registry.METHODS for spec in specs)
+
+
+@pytest.mark.parametrize(("row", "validate"), [("aircraft", 3333), ("cars", 1000), ("oxford-iiit", 600), ("dr", 3512)])
+def test_as_many_examples_validate_as_in_the_publication(row: str, validate: int) -> None:
+    plan = resolve(preset("table5"), row, Asked())
+    delta = plan.experiment.method.get("delta", 0.1)
+    assert isinstance(delta, float)
+    assert part_size(plan.row.examples, delta) == validate
+    assert plan.columns["Hard"] == ("lrw-hard@paper" if row == "dr" else f"lrw-hard@paper[delta={delta}]")
+    assert not plan.changed
+
+
+def test_the_page_says_how_many_examples_there_were_and_not_how_many_there_should_have_been() -> None:
+    plan = resolve(preset("table3"), "inst-cifar10", Asked(settings={"data": {"limit": 20_000}}))
+    assert "20,000 of 50,000 training examples" in plan.title
+    seen = with_data(plan, Seen(10_000, 1_005, 990, ("a.bin is not the official file",)))
+    assert "(10,000 of 50,000 training examples, 100 of 100 epochs)" in seen.title
+    assert "10,000 of 50,000 training examples; the test sets are whole." in seen.deviations
+    assert "Said of the data: a.bin is not the official file" in seen.deviations
+    whole = resolve(preset("table3"), "inst-cifar10", Asked())
+    assert with_data(whole, Seen(50_000, 5_000, 5_000)).title == whole.title
+    assert "(35,000 of 50,000 training" in with_data(whole, Seen(35_000, 3_500, 3_500)).title
+
+
+def test_a_long_tail_says_what_is_left_of_it_and_its_true_factor() -> None:
+    plan = resolve(preset("table2"), "skew-200", Asked(scale=0.1))
+    seen = with_data(plan, Seen(936, 50, 1))
+    assert "5,000 of 50,000 training examples, 936 of them in the long tail" in seen.title
+    assert "The largest class has 50 examples, the smallest 1: 50 to 1 is the imbalance here." in seen.deviations
+
+
+def test_other_settings_of_the_data_are_deviations() -> None:
+    plan = resolve(preset("table5"), "cifar100", Asked(settings={"data": {"image_size": 16}}))
+    assert "data.image_size is 16, in the preset the default." in plan.deviations
+    assert not any(d.startswith("data.root") for d in resolve(preset("table5"), "cars", Asked(root="x")).deviations)

@@ -5,6 +5,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ import pytest
 import named_folders as folders
 from commands import Command
 from molere.data import sources
-from molere.data.pool import Batch
+from molere.data.pool import Batch, Data
 from molere.method import Run
 from molere.reproduce.presets import ORDERED, preset
 from molere.reproduce.resolve import Asked, resolve
-from molere.reproduce.rows import load_arguments
+from molere.reproduce.rows import load_arguments, seen
 from reliability import Row
 
 SMALL = [
@@ -173,6 +174,25 @@ def test_a_row_runs_and_goes_on_and_says_printed_and_ours(molere: Command, tmp_p
     assert again["pages"][0]["metrics"]["accuracy"][0]["ours"]["n"] == 2
 
 
+def test_the_sizes_of_a_page_are_those_of_the_data_and_what_was_said_of_them_stays(tmp_path: Path) -> None:
+    fashion(tmp_path)
+    found = seen(resolve(preset("figure1"), "fashion-mnist", Asked(root=str(tmp_path))))
+    assert (found.examples, found.largest, found.smallest) == (120, 12, 12)
+
+
+def test_warnings_while_data_are_read_stay_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(**given: Any) -> Data:
+        warnings.warn("x is not the official file", stacklevel=1)
+        return sources.load(**given)
+
+    fashion(tmp_path)
+    monkeypatch.setattr("molere.reproduce.rows.load", noisy)
+    assert (
+        "x is not the official file"
+        in seen(resolve(preset("figure1"), "fashion-mnist", Asked(root=str(tmp_path)))).warnings
+    )
+
+
 def test_a_figure_of_margins_runs_from_the_classifiers_that_were_kept(molere: Command, tmp_path: Path) -> None:
     fashion(tmp_path)
     call = ["reproduce", "figure3", "--row", "fashion-mnist", "--data-root", str(tmp_path), "--out", "out"]
@@ -224,6 +244,9 @@ def test_cost_counts_operations_and_times_of_each_method(molere: Command) -> Non
     numbers = json.loads(said.out)
     flops = {s["method"]: s["flops"] for s in numbers["spent"]}
     assert flops["lrwopt@paper"] > flops["erm"] == flops["erm-part"] > 0
+    peaks = {s["method"]: s["peak_mib"] for s in numbers["spent"]}
+    assert peaks["lrwopt@paper"] > 1.1 * peaks["erm"] > 0
+    assert peaks["erm-part"] == pytest.approx(peaks["erm"], rel=0.1)  # whatever ran before
     page = Path("out/cost.md").read_text()
     assert "| `erm` | 1.00 | – | 1.00 |" in page
     assert "erm takes less than lrwopt@paper: time **" in page

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Annotated, Literal, cast
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from molere.config import merge_all, parse_yaml
 from molere.errors import ConfigError
@@ -42,6 +42,8 @@ class Row:
     """Training examples at full scale, before a long tail thins them."""
     train: Mapping[str, object] = field(default_factory=dict[str, object])
     """How classifiers are trained."""
+    delta: Annotated[float, Interval(gt=0, le=0.5)] | None = None
+    """Share of the pool that validates, where the publication's split is not a tenth."""
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     """Column of the publication -> our method."""
     ours: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -1,7 +1,7 @@
 """From a preset's row and what a person asks for to the experiment that is run: checked, titled, without torch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -40,12 +40,26 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What the data of a row turned out to be."""
+
+    examples: int
+    """In the pool and, where one is kept apart, the selection part."""
+    largest: int
+    smallest: int
+    """Examples of the largest and of the smallest class of the pool that is not empty."""
+    warnings: tuple[str, ...] = ()
+    """Said while they were read."""
+
+
+@dataclass(frozen=True)
 class Planned:
     """A row as it is going to be run. columns: column -> label in the comparison's table."""
 
     preset: Preset
     key: str
     row: Row
+    asked: Asked
     experiment: Experiment
     columns: Mapping[str, str]
     title: str
@@ -81,6 +95,7 @@ def resolve(preset: Preset, key: str, asked: Asked) -> Planned:
         preset=preset,
         key=key,
         row=row,
+        asked=asked,
         experiment=found,
         columns=dict(zip(chosen, found.labels, strict=True)),
         title=_title(preset, row, asked, found),
@@ -91,9 +106,17 @@ def resolve(preset: Preset, key: str, asked: Asked) -> Planned:
     )
 
 
+def with_data(plan: Planned, seen: Seen) -> Planned:
+    """The plan with title and deviations that say what the data turned out to be."""
+    row, asked, e = plan.row, plan.asked, plan.experiment
+    found = _departures(row, asked, e, plan.columns, seen)
+    return replace(plan, title=_title(plan.preset, row, asked, e, seen), deviations=(*found, *row.deviations))
+
+
 def _base(row: Row, asked: Asked) -> dict[str, object]:
     data = {**row.data, **({"root": asked.root} if asked.root is not None else {})}
-    return {"data": data, "model": row.model, "train": dict(row.train), "seeds": asked.seeds or row.seeds}
+    delta = {} if row.delta is None else {"method": {"delta": row.delta}}
+    return {"data": data, "model": row.model, "train": dict(row.train), "seeds": asked.seeds or row.seeds, **delta}
 
 
 def _shrunk(row: Row, scale: float) -> dict[str, object]:
@@ -147,39 +170,62 @@ def present(row: Row, root: str | None) -> bool:
 # ---- words
 
 
-def _title(preset: Preset, row: Row, asked: Asked, e: Experiment) -> str:
+def _title(preset: Preset, row: Row, asked: Asked, e: Experiment, seen: Seen | None = None) -> str:
     """What stands above the page: no one is to take a small run for the published one."""
     parts = [f"{preset.title}: {row.title}"]
     parts += [] if row.printed else ["a row of our own"]
-    if asked.scale != 1 or e.data.limit is not None or e.train.get("epochs") != row.train.get("epochs"):
-        size = row.examples if e.data.limit is None else min(e.data.limit, row.examples)
+    trained = _trained(row, e, seen)
+    if asked.scale != 1 or trained or e.train.get("epochs") != row.train.get("epochs"):
         scale = f"at scale {asked.scale:g} (" if asked.scale != 1 else "at a smaller size ("
-        parts.append(
-            f"{scale}{size:,} of {row.examples:,} training examples, {e.train['epochs']} of {_epochs(row)} epochs)"
-        )
+        size = trained or f"{row.examples:,} of {row.examples:,} training examples"
+        parts.append(f"{scale}{size}, {e.train['epochs']} of {_epochs(row)} epochs)")
     parts += [f"{e.model} for {row.model}"] if e.model != row.model else []
     seeds = len(e.seeds)
     return ", ".join([*parts, "1 seed" if seeds == 1 else f"{seeds} seeds"])
 
 
-def _departures(row: Row, asked: Asked, e: Experiment, chosen: Mapping[str, MethodSpec]) -> list[str]:
+def _trained(row: Row, e: Experiment, seen: Seen | None) -> str:
+    """How many of the training examples there are; empty where there are all."""
+    asked = row.examples if e.data.limit is None else min(e.data.limit, row.examples)
+    if _has_tail(row):
+        cut = "" if seen is None else f", {seen.examples:,} of them in the long tail"
+        return f"{asked:,} of {row.examples:,} training examples{cut}" if asked < row.examples or cut else ""
+    there = asked if seen is None else seen.examples
+    return f"{there:,} of {row.examples:,} training examples" if there != row.examples else ""
+
+
+def _has_tail(row: Row) -> bool:
+    return "longtail" in str(row.data.get("scenario"))
+
+
+def _departures(row: Row, asked: Asked, e: Experiment, chosen: Collection[str], seen: Seen | None = None) -> list[str]:
     """What this run changes in the preset, in sentences."""
-    found = list[str]()
-    if e.data.limit is not None and e.data.limit < row.examples:
-        found.append(f"{e.data.limit:,} of {row.examples:,} training examples; the test sets are whole.")
-    changed = {**flatten({"train": dict(e.train)}), "model": e.model}
-    before = {**flatten({"train": dict(row.train)}), "model": row.model}
+    trained = _trained(row, e, seen)
+    found = [f"{trained}; the test sets are whole."] if trained else []
+    changed, before = _settings(e), _settings(experiment(_base(row, asked)))
     found += [
         f"{key} is {_said(changed.get(key))}, in the preset {_said(before.get(key))}."
         for key in dict.fromkeys([*before, *changed])
         if changed.get(key) != before.get(key)
     ]
-    if "longtail" in str(row.data.get("scenario")) and e.data.limit is not None:
+    if _has_tail(row) and seen is not None:
+        factor = seen.largest / seen.smallest
+        sizes = f"The largest class has {seen.largest:,} examples, the smallest {seen.smallest:,}"
+        found.append(f"{sizes}: {factor:.3g} to 1 is the imbalance here.")
+    elif _has_tail(row) and e.data.limit is not None:
         found.append("With fewer examples the smallest classes are cut off at one, so the true imbalance is less.")
     left = [column for column in row.methods if column not in chosen]
     found += [f"Not run: {', '.join(left)}."] if left else []
     found += [f"Each method was tuned by {asked.tune} trials first."] if asked.tune else []
+    found += [f"Said of the data: {' '.join(text.split())}" for text in (() if seen is None else seen.warnings)]
     return found
+
+
+def _settings(e: Experiment) -> dict[str, object]:
+    """What is compared with the preset's: how it is trained, on what; not where the data are and how many."""
+    data = {k: v for k, v in asdict(e.data).items() if k not in {"root", "limit"}}
+    flat = flatten({"train": dict(e.train), "data": data, "method": dict(e.method)})
+    return {**flat, "model": e.model, "data.scenario": e.scenario, "preset": e.preset}
 
 
 def _said(value: object) -> str:

@@ -1,6 +1,7 @@
 """Rows run: each is a comparison in a folder of its own, gone on with where it stopped; then its page is written."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, Literal, cast  # Any: the arguments of load
 from molere import registry
 from molere.compare import compare
 from molere.comparison import Comparison
+from molere.data.sources import load
 from molere.jobs import Progress
 from molere.report import finite
 from molere.reproduce import figures
 from molere.reproduce.margins import Margins
 from molere.reproduce.page import Page, as_dict, markdown, page
-from molere.reproduce.resolve import Planned
+from molere.reproduce.resolve import Planned, Seen, with_data
 from molere.storage import files
 
 
@@ -42,7 +44,7 @@ def run_row(
         progress=progress,
         command=command,
     )
-    made = _page(plan, comparison, folder, command)
+    made = _page(with_data(plan, seen(plan)), comparison, folder, command)
     write(made, out)
     return made, comparison
 
@@ -51,6 +53,17 @@ def load_arguments(plan: Planned) -> dict[str, Any]:
     """What `load` is given for this row."""
     e = plan.experiment
     return {k: v for k, v in {**asdict(e.data), "scenario": e.scenario}.items() if v is not None}
+
+
+def seen(plan: Planned) -> Seen:
+    """Sizes of the row's data, and what is said while they are read."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        data = load(**load_arguments(plan))
+    sizes = data.train.y.bincount()
+    apart = 0 if data.select is None else len(data.select)
+    words = dict.fromkeys(str(w.message) for w in told if issubclass(w.category, UserWarning))
+    return Seen(len(data.train) + apart, int(sizes.max()), int(sizes[sizes > 0].min()), tuple(words))
 
 
 def _page(plan: Planned, comparison: Comparison, folder: Path, command: str) -> Page:
