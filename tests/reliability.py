@@ -19,7 +19,7 @@ from molere.storage import environment
 
 FAULTS = {
     "P1": ("killed (SIGKILL) at any moment, also while saving", "resumed run has the same bytes", 150),
-    "P2": ("SIGINT, SIGTERM, SIGUSR1; a second SIGINT", "saves and ends within 10 s, exit 130, 143, 138", 20),
+    "P2": ("SIGINT, SIGTERM, SIGUSR1; a second SIGINT", "saves and ends within 10 s, exit 130, 143, 138", 21),
     "P3": ("ten kills in one run", "same bytes, no row twice", 5),
     "P5": ("resumed with other settings or data", "refused, differences listed", 40),
     "P6": ("a worker of a comparison is killed", "named within 30 s, the others go on", 10),
@@ -34,14 +34,14 @@ FAULTS = {
     "S4": ("flipped bits in a checkpoint", "found", 200),
     "S5": ("leftovers of a killed run, stale locks", "removed, taken over", 20),
     "S6": ("two runs in one folder", "the second is refused and told the owner", 10),
-    "S8": ("six pickles that run code, in each of 21 kinds of files that are read", "refused, nothing runs", 126),
+    "S8": ("six pickles that run code, in each of 22 kinds of files that are read", "refused, nothing runs", 132),
     "S9": ("paths in tables that lead out of their folder: .., absolute, links", "refused, row named", 32),
     "C1": ("malformed settings", "exit 2, one line a mistake, within 1 s, torch not imported", 200),
     "C2": ("settings written out and read back, in any order", "the same experiment", 1000),
     "D1": (
-        "corrupt, odd and moving images, no files: 110, in memory and not",
+        "corrupt, odd and moving images, no files: 101, in memory and not",
         "file named, or left out; ids stay",
-        220,
+        202,
     ),
     "D2": (
         "labels out of range, -100, negative, NaN, text, missing, in arrays and in files",
@@ -52,7 +52,7 @@ FAULTS = {
     "D4": ("the splitter sends everything to one side", "guarded and logged, the run ends well", 20),
     "D5": ("inputs that are NaN or infinite", "refused with the id, or left out and logged", 20),
     "D6": ("test examples that are training examples too", "counted exactly", 40),
-    "D7": ("downloads cut, altered or empty, hosts gone or silent", "nothing of it is kept; what to do by hand", 36),
+    "D7": ("downloads cut, altered or empty, hosts gone or silent", "nothing of it is kept; what to do by hand", 39),
     "D8": ("paths with spaces, other scripts, 250 characters, link loops", "work, or one line", 20),
     "N1": ("NaN or infinity in a network, a gradient or the data", "culprit named; stop, skip and rollback", 30),
     "N2": ("weights all 0, or one example of all weight", "equal weights instead, logged", 10),
