@@ -14,7 +14,7 @@ from molere.data.embedded import digits
 from molere.data.files import FOLDERS, read
 from molere.data.index import Index
 from molere.data.named.about import Found, find
-from molere.data.named.catalog import IMAGE_SETS, parts_of
+from molere.data.named.catalog import COMPANIONS, IMAGE_SETS, parts_of
 from molere.data.named.cifars import HUMAN, check_right, cifar10_1, human_labels
 from molere.data.named.facts import FACTS
 from molere.data.repeats import same_files, same_rows
@@ -75,6 +75,9 @@ def _read(name: str, root: str | Path | None) -> tuple[dict[str, int], dict[str,
         parts = parts_of(name, root, IMAGE_SETS[name].variants[0])
         own = {"train": parts.train, **({} if parts.select is None else {"select": parts.select}), **parts.tests}
         return {part: len(index) for part, index in own.items()}, own, {}
+    if name in COMPANIONS:
+        index = COMPANIONS[name](Path(root or ".").expanduser())
+        return {"test": len(index)}, {"test": index}, {}
     if name == "digits":
         return {"all": len(digits()[1])}, {}, {}
     images = HUMAN[name][0] if name in HUMAN else name if name in FOLDERS else "cifar10"
@@ -87,6 +90,8 @@ def _read(name: str, root: str | Path | None) -> tuple[dict[str, int], dict[str,
 
 
 def _repeated(files: Mapping[str, Index], arrays: Mapping[str, Tensor]) -> dict[str, int]:
+    if "train" not in {**files, **arrays}:
+        return {}
     others = [part for part in (*files, *arrays) if part != "train"]
     counts = {
         part: same_files([files["train"].files], files[part].files)
