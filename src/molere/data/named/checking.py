@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from molere.data.decoded import mistakes
 from molere.data.embedded import digits
 from molere.data.files import FOLDERS, read
 from molere.data.index import Index
@@ -17,6 +16,7 @@ from molere.data.named.about import Found, find
 from molere.data.named.catalog import COMPANIONS, IMAGE_SETS, parts_of
 from molere.data.named.cifars import HUMAN, check_right, cifar10_1, human_labels
 from molere.data.named.facts import FACTS
+from molere.data.readable import mistakes
 from molere.data.repeats import same_files, same_rows
 from molere.errors import DataError
 
@@ -56,7 +56,9 @@ def check(name: str, root: str | Path | None, images: bool = False) -> Checked:
             return Checked(found=found, checksums=_states(name, root), problem=str(error))
     absent = [path for index in indexes.values() for path in _missing(index)]
     bad = (
-        [said for index in indexes.values() for said in mistakes(index.files).values()] if images and not absent else []
+        [said for index in indexes.values() for said in mistakes(index.files, anew=True).values()]
+        if images and not absent
+        else []
     )
     return Checked(
         found=found,
