@@ -19,7 +19,8 @@ FORMAT = 1
 MANY = 100_000
 """Beyond so many files only the times of their folders are compared."""
 _AT_ONCE = 10_000  # files decoded before what was found is remembered
-_BASIS, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # of the 64-bit FNV-1a hash
+_ROWS = 8192  # hashed together, so that they stay in the processor's cache
+_FACTOR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
 
 Marks = npt.NDArray[np.uint64]
 
@@ -37,7 +38,7 @@ def mistakes(files: ImageFiles, *, by_folder: bool = False, anew: bool = False) 
     if len(files) == 0:
         return {}
     place, marks, found = place_of(files.root), marks_of(files, by_folder), dict[int, str]()
-    new = np.arange(len(files)) if anew else np.flatnonzero(~np.isin(marks, _recalled(place)))
+    new = np.arange(len(files)) if anew else np.flatnonzero(~_among(marks, _recalled(place)))
     if len(new) > _AT_ONCE:
         logger.warning("%s: %s image files are looked through, once", files.root, f"{len(new):,}")
     for rows in np.array_split(new, range(_AT_ONCE, len(new), _AT_ONCE)):
@@ -54,15 +55,33 @@ def place_of(root: Path) -> Path:
 
 
 def marks_of(files: ImageFiles, by_folder: bool) -> Marks:
-    """A 64-bit hash of each path and of the state of the file, or of its folder: FNV-1a over letters and numbers."""
+    """A 64-bit hash of each path and of the state of the file, or of its folder."""
     letters = np.ascontiguousarray(files.paths).view(np.uint32).reshape(len(files), -1)
-    marks = np.full(len(files), _BASIS)
-    for column in letters.T:  # shorter paths end in zeros, which are passed over
-        marks = np.where(column == 0, marks, (marks ^ column) * _PRIME)
-    paths = cast(list[str], files.paths.tolist())
-    for number in (_of_folders if by_folder else _of_files)(str(files.root), paths).T:
-        marks = (marks ^ number) * _PRIME
+    pairs = np.pad(letters, ((0, 0), (0, letters.shape[1] % 2))).view(np.uint64)
+    states = (_of_folders if by_folder else _of_files)(str(files.root), cast(list[str], files.paths.tolist()))
+    marks = np.full(len(files), _FACTOR)
+    for at in range(0, len(files), _ROWS):
+        rows = slice(at, at + _ROWS)
+        for column in pairs[rows].T.copy():  # shorter paths end in zeros, which are passed over
+            marks[rows] = np.where(column == 0, marks[rows], _mixed(marks[rows], column))
+        for column in states[rows].T:
+            marks[rows] = _mixed(marks[rows], column)
     return marks
+
+
+def _mixed(marks: Marks, numbers: Marks) -> Marks:
+    """Each mark with one more number in it; different numbers give different marks."""
+    product = (marks ^ numbers) * _FACTOR
+    return product ^ (product >> _SHIFT)
+
+
+def _among(marks: Marks, known: Marks) -> npt.NDArray[np.bool_]:
+    """Which marks are known, the known ones sorted; in order, which is faster than np.isin at a million."""
+    found, order = np.zeros(len(marks), np.bool_), np.argsort(marks)
+    if len(known):
+        asked = marks[order]
+        found[order] = known[np.searchsorted(known, asked).clip(max=len(known) - 1)] == asked
+    return found
 
 
 def _of_files(root: str, paths: list[str]) -> Marks:
@@ -70,9 +89,9 @@ def _of_files(root: str, paths: list[str]) -> Marks:
 
 
 def _of_folders(root: str, paths: list[str]) -> Marks:
-    folders = [path.rpartition("/")[0] for path in paths]
-    known = {folder: (-2, _state(f"{root}/{folder}")[1]) for folder in set(folders)}
-    return np.asarray([known[folder] for folder in folders], dtype=np.int64).view(np.uint64)
+    folders = [path[: path.rfind("/") + 1] for path in paths]
+    known = {folder: _state(f"{root}/{folder}")[1] for folder in set(folders)}
+    return np.fromiter(map(known.__getitem__, folders), np.int64, len(paths)).view(np.uint64)[:, None]
 
 
 def _state(path: str) -> tuple[int, int]:
@@ -89,7 +108,7 @@ def _recalled(place: Path) -> Marks:
         marks = cast(Marks, np.load(place))
     except (OSError, ValueError, EOFError):  # none, or damaged: it is made anew
         return np.empty(0, np.uint64)
-    return marks if marks.dtype == np.uint64 and marks.ndim == 1 else np.empty(0, np.uint64)
+    return np.sort(marks) if marks.dtype == np.uint64 and marks.ndim == 1 else np.empty(0, np.uint64)
 
 
 def remember(place: Path, marks: Marks) -> None:
