@@ -144,7 +144,7 @@ def measure_remember(root: Path, arguments: argparse.Namespace) -> dict[str, flo
     found = folders._listed_now(root)
     place = folders.place_of(root)
     folders._remember(place, folders.Listing(paths, y, found.classes, found.folders))
-    readable.remember(readable.place_of(root), readable.marks_of(ImageFiles(root, paths), by_folder=True))
+    readable.remember(readable.place_of(root), readable.marks_of(ImageFiles(root, paths), rows > readable.MANY))
     return {}
 
 

@@ -121,17 +121,16 @@ def test_broken_images_are_named_and_counted_or_left_out(tmp_path: Path, size: i
     assert "ant/3.png" not in ids(data.train) + ids(data.select) + ids(data.tests["test"])
 
 
-def test_broken_images_of_tests_and_of_validation_are_met_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_images_of_tests_and_of_validation_are_met_before_training(tmp_path: Path) -> None:
     for name in ("photos", "sketch", "hard"):
         imagefolders.class_folders(tmp_path / name, each=10)
     (tmp_path / "sketch/ant/3.png").write_bytes(b"")
     (tmp_path / "sketch/bee/4.png").write_bytes(b"no image")
     (tmp_path / "hard/bee/5.png").write_bytes(b"")
     command = ["train", "--data", "photos", "--test", "ood=sketch", "--val-root", "hard", "--image-size", "96"]
-    assert typed(*command, "--method", "lrw-random", "--epochs", "3", "--out", "run") == 3
-    said = capsys.readouterr().err
+    with pytest.raises(DataError) as error:
+        typed(*command, "--method", "lrw-random", "--epochs", "3", "--out", "run")
+    said = str(error.value)
     assert "3 of 60 rows cannot be used" in said
     assert all(name in said for name in ("sketch/ant/3.png is empty", "sketch/bee/4.png", "hard/bee/5.png is empty"))
     assert "Mend them, or leave them out with --on-bad skip" in said
