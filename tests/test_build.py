@@ -151,10 +151,11 @@ def test_skipped_images_leave_ids_labels_and_places_of_the_others_unchanged(inde
         data_of("x", index, {"test": index}, on_bad="skip", **settings)
 
 
-def test_images_in_memory_are_refused_at_once_all_bad_ones_named(index: Index) -> None:
+@pytest.mark.parametrize("memory", [True, False])
+def test_bad_images_of_all_parts_are_refused_at_once_named_and_counted(index: Index, memory: bool) -> None:
     spoil(index)
     with pytest.raises(DataError) as caught:
-        data_of("x", index, {"test": index}, select=0.0, size=16)
+        data_of("x", index, {"test": index}, select=0.0, size=16, memory=memory)
     said = str(caught.value)
     assert "\n" not in said
     assert f"{index.root}/ant/3.png cannot be read as an image" in said
@@ -163,9 +164,9 @@ def test_images_in_memory_are_refused_at_once_all_bad_ones_named(index: Index) -
     assert "--on-bad skip" in said
 
 
-def test_a_bad_image_of_a_lazy_pool_is_named_when_it_is_met(index: Index) -> None:
-    spoil(index)
+def test_a_file_spoilt_after_the_look_is_named_when_it_is_met(index: Index) -> None:
     data = data_of("x", index, {"test": index}, select=0.0, size=16, memory=False)
+    spoil(index)
     with pytest.raises(DataError, match=r"ant/3\.png cannot be read as an image .*; replace it, or .* --on-bad skip"):
         data.train.batch(torch.arange(10))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tarfile
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ from scipy.io import savemat
 
 import named_folders as folders
 from molere.cli import datasets, main
-from molere.data.named import checking, getting
+from molere.data.named import catalog, checking, getting
 from molere.data.named.entries import DATASETS
 from molere.data.named.facts import FACTS
 from molere.errors import ConfigError, DataError, StorageError
@@ -32,6 +33,7 @@ def molere(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return main()
 
 
+APTOS = "aptos2019-blindness-detection"
 MAKERS: dict[str, Callable[[Path], object]] = {
     name: getattr(folders, name)
     for name in ("aircraft", "cars", "pet", "clothing1m", "camelyon", "iwildcam", "retinopathy", "pacs", "cifar100")
@@ -118,6 +120,39 @@ def test_the_page_of_a_check_tells_licence_citation_and_steps(tmp_path: Path) ->
     assert text.endswith("complete:  yes (all images were opened)")
     answer = json.loads(datasets.check("clothing1m", str(tmp_path), images=False, as_json=True)[0])
     assert (answer["fine"], answer["parts"]["train"]) == (True, 20)
+
+
+def named_in(text: str) -> set[str]:
+    return set(re.findall(r"molere data (?:get|check) ([a-z0-9][a-z0-9.-]*[a-z0-9])", text))
+
+
+def test_every_name_that_a_message_tells_to_get_or_check_is_accepted_by_both(tmp_path: Path) -> None:
+    source = Path(datasets.__file__).parents[1]
+    asked, told = set[str](), named_in("\n".join(path.read_text() for path in source.rglob("*.py")))
+    told |= {*FACTS} | named_in(datasets.listing(None, as_json=False))
+    while left := told - asked:
+        for name in left:
+            for text, code in (datasets.get(name, None), datasets.check(name, str(tmp_path), False, False)):
+                assert code in (0, 3)
+                told |= named_in(text)
+        asked |= left
+    assert {"retinopathy-aptos", "imagenet", "cifar10"} <= asked
+
+
+def test_the_shifted_test_of_retinopathy_is_checked_by_its_own_name(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert "there is no folder" in datasets.check("retinopathy-aptos", root, False, False)[0]
+    folders.retinopathy(tmp_path, aptos=False)
+    assert "  with retinopathy-aptos: not found: " in datasets.listing(root, as_json=False)
+    with pytest.warns(UserWarning, match=r"no shifted test \(molere data get retinopathy-aptos\)"):
+        catalog.parts_of("retinopathy", root, "")
+    folders.retinopathy(tmp_path)
+    text, code = datasets.check("retinopathy-aptos", root, images=True, as_json=False)
+    assert code == 0
+    assert "examples:  test 5" in text
+    assert datasets.get("retinopathy-aptos", root) == (f"retinopathy-aptos is there: {tmp_path / APTOS}", 0)
+    (tmp_path / APTOS / "train_images" / "000c1434d8d3.png").write_bytes(b"")
+    assert "000c1434d8d3.png is empty" in datasets.check("retinopathy-aptos", root, images=True, as_json=False)[0]
 
 
 def test_embedded_data_are_always_fine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

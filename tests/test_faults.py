@@ -103,6 +103,54 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert again.as_dict() == first.as_dict()
 
 
+class _Ending(nn.Module):
+    """A classifier that fails where it is first asked without training, as on images of a test that cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and len(x) == 7:
+            raise RuntimeError("the test cannot be read")
+        return self.out(x)
+
+
+def _status(folder: Path) -> tuple[str, int, int]:
+    status = json.loads((folder / "status.json").read_text())
+    return status["state"], status["updates"], status["of"]
+
+
+def test_the_status_of_a_failed_run_says_how_many_updates_were_done(tmp_path: Path) -> None:
+    x, y = _arrays()
+    settings: Any = {"data": from_arrays(x, y, x[:7], y[:7]), "recipe": {"epochs": 3, "batch_size": 10}}
+    for resume in ("auto", "auto", "never"):  # failed at the test; again; begun anew
+        with pytest.raises(RuntimeError, match="the test cannot be read"):
+            fit("erm", model=_Ending, out=tmp_path, resume=resume, **settings)
+        assert _status(tmp_path) == ("failed", 15, 15)
+
+
+def test_the_status_of_a_run_that_fails_before_it_goes_on_keeps_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Any = {"data": _data(), "model": "mlp", "recipe": {"epochs": 3, "batch_size": 10}, "out": tmp_path}
+
+    def stop(event: Any) -> None:
+        if event["fraction"] > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("erm", observers=[stop], **settings)
+    assert _status(tmp_path) == ("interrupted", 10, 15)
+    monkeypatch.setattr("molere.run.Training", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        fit("erm", **settings)
+    assert _status(tmp_path) == ("failed", 10, 15)
+    with pytest.raises(MemoryError):
+        fit("erm", resume="never", **settings)
+    assert _status(tmp_path) == ("failed", 0, 0)
+
+
 def test_a_refused_continuation_leaves_no_trace_in_the_finished_run(tmp_path: Path) -> None:
     fit("erm", data=_data(), model="mlp", recipe={"epochs": 1, "batch_size": 8}, out=tmp_path)
     before = (tmp_path / "log.jsonl").read_bytes(), (tmp_path / "status.json").read_bytes()

@@ -202,12 +202,13 @@ def test_images_that_cannot_be_read_are_named_or_left_out_and_the_others_keep_th
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("size", [8, 72], ids=["in memory", "from files"])
 def test_without_skip_the_first_bad_images_are_named_and_all_are_counted(
-    odd: tuple[Path, list[str], list[str]],
+    size: int, odd: tuple[Path, list[str], list[str]]
 ) -> None:
     root, good, bad = odd
     with pytest.raises(DataError, match=f"{len(bad)} of {len(good) + len(bad)} rows cannot be used") as error:
-        load(str(root), image_size=8)
+        load(str(root), image_size=size)
     assert sum(name in str(error.value) for name in bad) == 5
     assert "--on-bad skip" in str(error.value)
 

@@ -64,6 +64,7 @@ ORDER = [
     "data.folders",
     "data.index",
     "data.decoded",
+    "data.readable",
     "data.scenarios",
     "data.build",
     "data.joined",

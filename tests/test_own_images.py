@@ -110,14 +110,31 @@ def test_images_to_validate_on_come_from_another_folder(tmp_path: Path) -> None:
     assert ids(data.train)[-4:] == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"]
 
 
-def test_broken_images_are_named_and_counted_or_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [8, 96], ids=["in memory", "from files"])
+def test_broken_images_are_named_and_counted_or_left_out(tmp_path: Path, size: int) -> None:
     photos = imagefolders.class_folders(tmp_path / "photos", each=10)
     (photos / "ant" / "3.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 20 rows cannot be used.*3\.png is empty"):
-        load(str(photos), image_size=8)
+        load(str(photos), image_size=size)
     with pytest.warns(UserWarning, match="left out"):
-        data = load(str(photos), image_size=8, on_bad="skip")
+        data = load(str(photos), image_size=size, on_bad="skip")
     assert "ant/3.png" not in ids(data.train) + ids(data.select) + ids(data.tests["test"])
+
+
+def test_broken_images_of_tests_and_of_validation_are_met_before_training(tmp_path: Path) -> None:
+    for name in ("photos", "sketch", "hard"):
+        imagefolders.class_folders(tmp_path / name, each=10)
+    (tmp_path / "sketch/ant/3.png").write_bytes(b"")
+    (tmp_path / "sketch/bee/4.png").write_bytes(b"no image")
+    (tmp_path / "hard/bee/5.png").write_bytes(b"")
+    command = ["train", "--data", "photos", "--test", "ood=sketch", "--val-root", "hard", "--image-size", "96"]
+    with pytest.raises(DataError) as error:
+        typed(*command, "--method", "lrw-random", "--epochs", "3", "--out", "run")
+    said = str(error.value)
+    assert "3 of 60 rows cannot be used" in said
+    assert all(name in said for name in ("sketch/ant/3.png is empty", "sketch/bee/4.png", "hard/bee/5.png is empty"))
+    assert "Mend them, or leave them out with --on-bad skip" in said
+    assert not (tmp_path / "run").exists()
 
 
 # ---- the command line

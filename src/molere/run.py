@@ -131,6 +131,7 @@ def _fit(
     finished = folder is not None and folder.is_done
     watching = [] if finished else guarded(track)
     summary: Mapping[str, float] = {}
+    training: Training | None = None
     try:
         with rng.seeded(None), PeakMemory(setup.device) as peak:
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
@@ -159,7 +160,8 @@ def _fit(
             with contextlib.suppress(StorageError):  # a full disk, most likely: the error that counts is on its way
                 _write_out(folder)
                 folder.log(state, error=f"{type(error).__name__}: {error}")
-                folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
+                code = getattr(error, "exit_code", 130 if state == "interrupted" else 1)
+                folder.set_status(state, exit_code=code, **_reached(folder, training))
         raise
     finally:
         for tracker in watching:
@@ -168,6 +170,14 @@ def _fit(
                 folder.log("tracker", problem=tracker.problem)
         if folder is not None:
             folder.release()
+
+
+def _reached(folder: RunFolder, training: Training | None) -> dict[str, int]:
+    """Updates done, of how many; what was noted before, where this process has come to none."""
+    if training is not None and training.run.updates:
+        return {"updates": training.run.updates, "of": training.run.budget}
+    noted = folder.read_json("status.json")
+    return {key: noted.get(key, 0) for key in ("updates", "of")}
 
 
 def _write_out(folder: RunFolder) -> None:

@@ -14,7 +14,7 @@ INCOMPLETE = 3  # the exit code of DataError
 
 
 def listing(root: str | None, as_json: bool) -> str:
-    """All data sets: what they are, size and licence, scenarios, and whether they are there."""
+    """All data sets: what they are, size and licence, scenarios, whether they are there, and what may be added."""
     found = {name: find(name, root) for name in registry.DATASETS}
     if as_json:
         return _json({"data": {name: _entry(name, found[name]) for name in registry.DATASETS}})
@@ -23,6 +23,7 @@ def listing(root: str | None, as_json: bool) -> str:
         facts = FACTS[name]
         lines += [f"{name}: {entry.summary}", f"  {facts.size}; licence: {facts.licence}"]
         lines += [f"  scenarios: {', '.join(entry.scenarios)}", f"  {_state(found[name])}"]
+        lines += [f"  with {other}: {_state(find(other, root))}" for other in facts.extra]
     more = "molere data check NAME --root PATH looks closer; molere data get NAME --root PATH fetches it, or says how."
     return "\n".join([*lines, "", more])
 
@@ -48,7 +49,7 @@ def _state(found: Found) -> str:
 
 def check(name: str, root: str | None, images: bool, as_json: bool) -> tuple[str, int]:
     """What is on disk of one data set, in full, and the exit code: 3 where it cannot be used as it is."""
-    pick("data set", name, registry.DATASETS)
+    pick("data set", name, FACTS)
     from molere.data.named import checking  # here: the list needs none of what they import
     from molere.data.repeats import told
 
@@ -96,8 +97,7 @@ def _steps(name: str) -> list[str]:
 
 def get(name: str, root: str | None) -> tuple[str, int]:
     """Fetch a data set and those it needs where that may be done, else say what a person does; and the exit code."""
-    pick("data set", name, registry.DATASETS)
-    facts = FACTS[name]
+    facts = pick("data set", name, FACTS)
     if not facts.places:
         return f"{name} comes with a package: nothing to download", 0
     if root is None:

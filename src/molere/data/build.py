@@ -10,11 +10,12 @@ from torch import Tensor
 
 from molere.data.bad import check_on_bad, good_rows
 from molere.data.corrupt import stratified_split, stratified_subset
-from molere.data.decoded import decoded, mistakes
+from molere.data.decoded import decoded
 from molere.data.imagefiles import ImageFiles
 from molere.data.imagepool import ImagePool
 from molere.data.index import Index
 from molere.data.pool import Data, Pool, TensorPool
+from molere.data.readable import MANY, mistakes
 from molere.data.scenarios import Part, Scenario, corrupted, in_both_groups, shifted
 from molere.errors import DataError
 from molere.rng import key
@@ -50,9 +51,9 @@ def data_of(
     `select`: rows to pick the best update by, or the share of `train` that is kept apart for that (with a limit
     at most 1,000). `limit`: a stratified subset of the training rows. `memory`: all images are decoded into one
     tensor; "auto": where they take at most 1 GiB and no random resized crops of whole images are asked for
-    (augment="imagenet"). Else files are read batch by batch, and a bad one is found when it is met, or, with
-    on_bad="skip", beforehand. Batches and label noise are the same either way. Raises DataError for bad images, named
-    and counted, and for unlike classes.
+    (augment="imagenet"). Else files are read batch by batch, and all that will be used are looked through beforehand,
+    once for as long as they do not change (`molere.data.readable`). Batches and label noise are the same either way.
+    Raises DataError for bad images, named and counted, and for unlike classes; with on_bad="skip" these are left out.
     """
     _check(train, tests, select, limit)
     check_on_bad(on_bad)
@@ -121,9 +122,8 @@ def _fits(parts: Sequence[Part], size: int, augment: str) -> bool:
 
 def _readable(name: str, parts: Sequence[Part], size: int, on_bad: str, in_memory: bool) -> list[Part]:
     """The parts without rows that cannot be read; their images decoded where they are kept in memory."""
-    if not in_memory and on_bad != "skip":
-        return list(parts)
-    found = [_tried(cast(ImageFiles, part.x), size, in_memory) for part in parts]
+    many = sum(len(part.y) for part in parts) > MANY
+    found = [_tried(cast(ImageFiles, part.x), size, in_memory, many) for part in parts]
     starts = np.cumsum([0, *(len(part.y) for part in parts)])
     bad = {int(start) + row: said for start, (_, b) in zip(starts, found, strict=False) for row, said in b.items()}
     good = np.split(good_rows(int(starts[-1]), bad, name, on_bad), starts[1:-1])
@@ -131,8 +131,8 @@ def _readable(name: str, parts: Sequence[Part], size: int, on_bad: str, in_memor
     return [p if g.all() else p.take(torch.from_numpy(np.flatnonzero(g))) for p, g in zip(read, good, strict=True)]
 
 
-def _tried(files: ImageFiles, size: int, in_memory: bool) -> tuple[Tensor | ImageFiles, dict[int, str]]:
-    return decoded(files, size) if in_memory else (files, mistakes(files))
+def _tried(files: ImageFiles, size: int, in_memory: bool, many: bool) -> tuple[Tensor | ImageFiles, dict[int, str]]:
+    return decoded(files, size) if in_memory else (files, mistakes(files, by_folder=many))
 
 
 def _of_test(name: str, part: Part, scenario: Scenario) -> dict[str, Part]:

@@ -26,8 +26,8 @@ def decoded(files: ImageFiles, size: int) -> tuple[UInt8[Tensor, "n 3 size size"
     The array is kept in the cache folder under names, sizes and times of change of all files, and mapped from
     there next time, so that processes side by side share it. Where that cannot be written, nothing is kept.
     """
-    place = _place(files, f"{size}-{PIL.__version__}", "images", ".npy")
-    found, bad = _recalled_images(place), recalled_mistakes(place)
+    place = _place(files, f"{size}-{PIL.__version__}")
+    found, bad = _recalled_images(place), _recalled_mistakes(place)
     if found is not None and bad is not None:
         return torch.from_numpy(found), bad
     pixels, bad = files.try_read(size)
@@ -35,17 +35,7 @@ def decoded(files: ImageFiles, size: int) -> tuple[UInt8[Tensor, "n 3 size size"
     return pixels, bad
 
 
-def mistakes(files: ImageFiles) -> dict[int, str]:
-    """Rows that cannot be read, with what is wrong; every file is decoded, once for as long as none changes."""
-    place = _place(files, PIL.__version__, "checks", "")
-    bad = recalled_mistakes(place)
-    if bad is None:
-        bad = files.check()
-        _remember(place, None, bad)
-    return bad
-
-
-def recalled_mistakes(place: Path) -> dict[int, str] | None:
+def _recalled_mistakes(place: Path) -> dict[int, str] | None:
     """What was noted beside an entry of the cache; None where there is none that can be read."""
     try:
         noted = cast(dict[str, str], json.loads(_notes(place).read_text()))
@@ -61,7 +51,7 @@ def _recalled_images(place: Path) -> npt.NDArray[np.uint8] | None:
         return None
 
 
-def _place(files: ImageFiles, settings: str, folder: str, suffix: str) -> Path:
+def _place(files: ImageFiles, settings: str) -> Path:
     digest = hashlib.sha256(f"{FORMAT} {settings} {files.root.resolve()}".encode())
     for path in files.paths:
         try:
@@ -70,20 +60,19 @@ def _place(files: ImageFiles, settings: str, folder: str, suffix: str) -> Path:
         except OSError:
             state = "missing"
         digest.update(f"\n{path} {state}".encode(errors="surrogateescape"))
-    return cache_folder() / folder / f"{digest.hexdigest()[:32]}{suffix}"
+    return cache_folder() / "images" / f"{digest.hexdigest()[:32]}.npy"
 
 
 def _notes(place: Path) -> Path:
     return place.with_suffix(".json")
 
 
-def _remember(place: Path, pixels: npt.NDArray[np.uint8] | None, bad: dict[int, str]) -> None:
+def _remember(place: Path, pixels: npt.NDArray[np.uint8], bad: dict[int, str]) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        if pixels is not None:
-            with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
-                np.save(file, pixels)
-            os.replace(file.name, place)
+        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
+            np.save(file, pixels)
+        os.replace(file.name, place)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".tmp", delete=False) as notes:
             json.dump(bad, notes)
         os.replace(notes.name, _notes(place))

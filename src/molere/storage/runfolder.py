@@ -136,12 +136,13 @@ class RunFolder:
         return checkpoint.load_latest(self.checkpoints, on_damage=on_damage)
 
     def start_over(self) -> None:
-        """Remove the marker, the metrics, the log and the checkpoints of an earlier run."""
+        """Remove the marker, the metrics, the log and the checkpoints of an earlier run; no update is done."""
         tables = ("samples.parquet", "predictions.parquet", "out_of_fold.parquet")
         for name in ("DONE", "metrics.csv", "log.jsonl", *tables, "result.json"):
             (self.path / name).unlink(missing_ok=True)
         self.metrics.truncate_to(0)
         checkpoint.remove_all(self.checkpoints)
+        self.set_status("running")
 
     def _create(self) -> None:
         try:

@@ -73,6 +73,9 @@ IMAGE_SETS: Mapping[str, ImageSet] = {
     ),
 }
 
+COMPANIONS: Mapping[str, Callable[[Path], Index]] = {clinics.APTOS: clinics.aptos}
+"""Further tests of these sets that are got and looked at by a name of their own."""
+
 
 def parts_of(name: str, root: str | Path | None, variant: str) -> Parts:
     """Rows of all parts, no image opened; the first variant where there is no such one.

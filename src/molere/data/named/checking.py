@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from molere.data.decoded import mistakes
 from molere.data.embedded import digits
 from molere.data.files import FOLDERS, read
 from molere.data.index import Index
 from molere.data.named.about import Found, find
-from molere.data.named.catalog import IMAGE_SETS, parts_of
+from molere.data.named.catalog import COMPANIONS, IMAGE_SETS, parts_of
 from molere.data.named.cifars import HUMAN, check_right, cifar10_1, human_labels
 from molere.data.named.facts import FACTS
+from molere.data.readable import mistakes
 from molere.data.repeats import same_files, same_rows
 from molere.errors import DataError
 
@@ -56,7 +56,9 @@ def check(name: str, root: str | Path | None, images: bool = False) -> Checked:
             return Checked(found=found, checksums=_states(name, root), problem=str(error))
     absent = [path for index in indexes.values() for path in _missing(index)]
     bad = (
-        [said for index in indexes.values() for said in mistakes(index.files).values()] if images and not absent else []
+        [said for index in indexes.values() for said in mistakes(index.files, anew=True).values()]
+        if images and not absent
+        else []
     )
     return Checked(
         found=found,
@@ -75,6 +77,9 @@ def _read(name: str, root: str | Path | None) -> tuple[dict[str, int], dict[str,
         parts = parts_of(name, root, IMAGE_SETS[name].variants[0])
         own = {"train": parts.train, **({} if parts.select is None else {"select": parts.select}), **parts.tests}
         return {part: len(index) for part, index in own.items()}, own, {}
+    if name in COMPANIONS:
+        index = COMPANIONS[name](Path(root or ".").expanduser())
+        return {"test": len(index)}, {"test": index}, {}
     if name == "digits":
         return {"all": len(digits()[1])}, {}, {}
     images = HUMAN[name][0] if name in HUMAN else name if name in FOLDERS else "cifar10"
@@ -87,6 +92,8 @@ def _read(name: str, root: str | Path | None) -> tuple[dict[str, int], dict[str,
 
 
 def _repeated(files: Mapping[str, Index], arrays: Mapping[str, Tensor]) -> dict[str, int]:
+    if "train" not in {**files, **arrays}:
+        return {}
     others = [part for part in (*files, *arrays) if part != "train"]
     counts = {
         part: same_files([files["train"].files], files[part].files)

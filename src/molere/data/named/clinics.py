@@ -10,6 +10,7 @@ from molere.data.named.rows import Parts, columns_of, rows_of, whole_numbers
 from molere.errors import DataError
 from molere.rng import key
 
+APTOS = "retinopathy-aptos"
 CLASSES = ("not referable", "referable")  # grades 0, 1 and 2, 3, 4
 
 
@@ -28,12 +29,17 @@ def retinopathy(root: Path, variant: str) -> Parts:
         warnings.warn(f"{folder} {said}", stacklevel=2)
         rest, held = stratified_split(pool.y, round(0.1 * len(pool)), key(0, "retinopathy-test"))
         pool, tests = pool.take(rest), {"test": pool.take(held)}
-    shifted = find("retinopathy-aptos", root)
-    if shifted.complete and shifted.folder is not None:
-        tests["aptos"] = _graded(shifted.folder, "train.csv", "id_code", "diagnosis", "train_images")
+    shifted = find(APTOS, root)
+    if shifted.complete:
+        tests["aptos"] = aptos(root)
     else:
-        warnings.warn(f"{shifted.lacking}; there is no shifted test (molere data get retinopathy)", stacklevel=2)
+        warnings.warn(f"{shifted.lacking}; there is no shifted test (molere data get {APTOS})", stacklevel=2)
     return Parts(train=pool, tests=tests)
+
+
+def aptos(root: Path) -> Index:
+    """The images of the competition of 2019, the shifted test."""
+    return _graded(folder_of(APTOS, root), "train.csv", "id_code", "diagnosis", "train_images")
 
 
 def _graded(folder: Path, table: str, image: str, grade: str, images: str, usage: str = "") -> Index:
