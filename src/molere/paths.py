@@ -72,7 +72,7 @@ def mistakes(given: Mapping[str, Any]) -> list[str]:
 
 def placed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings of the data that are paths to something here, absolute: they hold in any folder."""
-    found = {key: _absolute(given[key]) for key in PLACES if given.get(key) is not None}
+    found: dict[str, Any] = {key: _absolute(given[key]) for key in PLACES if given.get(key) is not None}
     if is_own(str(given["name"])):
         found["name"] = _absolute(given["name"])
     if given.get("test") is not None:
