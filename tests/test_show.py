@@ -374,13 +374,13 @@ def test_cards_of_suspects_show_what_their_list_goes_by() -> None:
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == 1
     for e in suspects.examples:
-        assert dict(e.further)["margin out of fold"] == f"{columns['out_of_fold_margin'][int(e.id)]:.2f}"
+        assert dict(e.further)["out-of-fold margin"] == f"{columns['out_of_fold_margin'][int(e.id)]:.2f}"
         unseen = ("cat", "dog", "owl")[columns["out_of_fold_prediction"][int(e.id)]]
-        assert dict(e.further)["predicted out of fold"] == unseen
+        assert dict(e.further)["out-of-fold prediction"] == unseen
     assert not any(e.further for e in hardest.examples)
     text = Reader(page.html(page.Page("Run", "t", ["v"], [page.Section("S", lists=[suspects, hardest])]))).text
     assert text.count("suspect score 0.") + text.count("suspect score 1.") == things.MOST
-    assert "margin out of fold" in text
+    assert "out-of-fold margin" in text
 
 
 def test_cards_of_a_run_without_a_cross_fit_show_the_suspect_score_alone() -> None:

@@ -33,7 +33,7 @@ TITLES = {
         "class than the label.",
     ),
 }
-OUT_OF_FOLD = "Out of fold: by models that have not trained on the example; predicted and margin: by the finished one."
+OUT_OF_FOLD = "Out of fold: by models that have not trained on the example; the rest is by the finished classifier."
 
 
 def chosen(samples: Columns) -> dict[str, npt.NDArray[np.int64]]:
@@ -118,9 +118,9 @@ def _suspicion(
     found = [("suspect score", f"{scores[row]:.3f}")]
     if "out_of_fold_prediction" in samples:
         name = _name(int(samples["out_of_fold_prediction"][row]), shown.get("class_names") or ())
-        found.append(("predicted out of fold", name))
+        found.append(("out-of-fold prediction", name))
     if "out_of_fold_margin" in samples:
-        found.append(("margin out of fold", f"{float(samples['out_of_fold_margin'][row]):.2f}"))
+        found.append(("out-of-fold margin", f"{float(samples['out_of_fold_margin'][row]):.2f}"))
     return found
 
 
