@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 import time
 from html.parser import HTMLParser
@@ -364,6 +365,30 @@ def test_the_lists_hold_the_smallest_margins_and_no_example_twice() -> None:
     assert len(suspects) == len(found["hardest"]) == things.MOST
 
 
+def test_cards_of_suspects_show_what_their_list_goes_by() -> None:
+    columns = samples()
+    rng = np.random.default_rng(2)
+    columns |= {"out_of_fold_margin": rng.uniform(-1, 1, 300), "out_of_fold_prediction": rng.integers(0, 3, 300)}
+    suspects, hardest = things.lists(columns, {"class_names": ["cat", "dog", "owl"]})
+    scores = [float(dict(e.further)["suspect score"]) for e in suspects.examples]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 1
+    for e in suspects.examples:
+        assert dict(e.further)["out-of-fold margin"] == f"{columns['out_of_fold_margin'][int(e.id)]:.2f}"
+        unseen = ("cat", "dog", "owl")[columns["out_of_fold_prediction"][int(e.id)]]
+        assert dict(e.further)["out-of-fold prediction"] == unseen
+    assert not any(e.further for e in hardest.examples)
+    text = Reader(page.html(page.Page("Run", "t", ["v"], [page.Section("S", lists=[suspects, hardest])]))).text
+    assert text.count("suspect score 0.") + text.count("suspect score 1.") == things.MOST
+    assert "out-of-fold margin" in text
+
+
+def test_cards_of_a_run_without_a_cross_fit_show_the_suspect_score_alone() -> None:
+    suspects, _ = things.lists(samples(), {})
+    assert {tuple(name for name, _ in e.further) for e in suspects.examples} == {("suspect score",)}
+    assert "out of fold" not in suspects.words.lower()
+
+
 def test_what_reproduces_a_run_is_on_its_page(text_of_run: str) -> None:
     assert "molere train --method molere --data digits --scenario hidden-group --seed 0" in Reader(text_of_run).text
 
@@ -417,6 +442,22 @@ def test_comparisons_beside_each_other_and_claims_make_one_report(compared: Comp
         assert words in reader.text
     printed = next(t for t in reader.tables if t[0][0] == "column")
     assert printed[1] == ["OPT", "lrwopt", "71.50", "70.25", "0.50", "+1.20", "-2.00", "0.010"]
+
+
+@pytest.mark.report
+def test_a_reproduced_row_has_its_title_examples_settings_and_environment(compared: Comparison, tmp_path: Path) -> None:
+    assert compared.folder is not None
+    shutil.copytree(compared.folder, tmp_path / "one")
+    (tmp_path / "one.json").write_text(json.dumps(said_of_a_row()))
+    text = write_report(tmp_path).read_text("utf-8")
+    reader = Reader(text)
+    assert "<h1>Table 1, one</h1>" in text
+    assert "Training examples as molere left them, seed 0" in reader.text
+    lists = {h: text.split(f"<h3>{h}</h3>")[1].split("</ol>")[0] for h in ("Suspect labels", "Hardest of the others")}
+    assert all(1 <= found.count("<blockquote>") <= things.MOST for found in lists.values())
+    for title in ("Settings file", "What decides the result of erm, seed 0", "Environment", "Commands to reproduce"):
+        assert f"<h3>{title}</h3>" in text
+    assert json.loads(next((compared.folder / "runs" / "erm").glob("*/env.json")).read_text())["python"] in reader.text
 
 
 def said_of_a_row() -> dict[str, Any]:

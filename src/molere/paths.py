@@ -1,11 +1,13 @@
 """Data of the user's own, named by a path instead of a name: what kind they are. Needs no torch, reads nothing."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any  # Any: settings of the data, as they were given
 
 from molere import registry
+from molere.config import dump_value
 from molere.names import unknown
 
 TABLES = (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".jsonl")
@@ -19,6 +21,9 @@ OWN_ONLY = (
     "scale", "text_as", "dimensions", "augment", "test_share",
 )  # fmt: skip
 """Settings that only the user's own data have."""
+
+PLACES = ("root", "val_root", "labels", "weights", "drop")
+"""Settings of the data that are paths; the name and the test sets may be."""
 
 SCENARIOS = ("clean", "noise", "longtail", "hidden-group", "hidden-group-noise", "spurious")
 OWN = registry.DatasetEntry("your own data", SCENARIOS, model="one that suits the data")
@@ -63,6 +68,31 @@ def mistakes(given: Mapping[str, Any]) -> list[str]:
     places = {"data": name, "val_root": given.get("val_root"), **_tests(given.get("test"))}
     absent = {k: v for k, v in places.items() if v is not None and not Path(str(v)).expanduser().exists()}
     return [f"{where}: there is nothing at {place}; correct the path" for where, place in absent.items()]
+
+
+def placed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of the data that are paths to something here, absolute: they hold in any folder."""
+    found: dict[str, Any] = {key: _absolute(given[key]) for key in PLACES if given.get(key) is not None}
+    if is_own(str(given["name"])):
+        found["name"] = _absolute(given["name"])
+    if given.get("test") is not None:
+        found["test"] = {name: _absolute(path) for name, path in tests(given["test"]).items()}
+    return found
+
+
+def _absolute(path: object) -> str:
+    place = os.path.abspath(os.path.expanduser(str(path)))
+    return place if os.path.exists(place) else str(path)
+
+
+def unplaced(text: str, given: Mapping[str, Any]) -> str:
+    """A settings file as others may read it: absolute paths of its data by their last part alone."""
+    named = {"name": given.get("name"), **{key: given.get(key) for key in PLACES}, **tests(given.get("test"))}
+    for path in {str(p) for p in named.values() if p is not None and os.path.isabs(str(p))}:
+        written = "|".join(map(re.escape, {dump_value(path), path, f"'{path}'"}))
+        last = dump_value(os.path.basename(path.rstrip("/\\")))
+        text = re.sub(rf"(?m)(: )(?:{written})(?=\s|$)", lambda found, last=last: found[1] + last, text)
+    return text
 
 
 def _tests(test: object) -> dict[str, object]:

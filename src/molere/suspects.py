@@ -211,7 +211,7 @@ def qualities(columns: Columns, probabilities: npt.NDArray[np.floating[Any]] | N
         return []
     scores: dict[str, Column] = {"suspect score": suspect_score(columns)}
     if probabilities is not None:
-        scores["confident learning"] = confident_learning(probabilities, columns["label"]).score
+        scores["confident learning (restated)"] = confident_learning(probabilities, columns["label"]).score
     for name in ("out_of_fold_loss", "loss"):
         if name in columns:
             scores[name.replace("_", " ")] = columns[name]

@@ -14,6 +14,7 @@ from molere.cli.plan import Plan, check_folder, described, stored
 from molere.config import dump_value
 from molere.errors import ConfigError, MolereError
 from molere.experiment import Experiment, resolved_yaml
+from molere.paths import placed
 
 if TYPE_CHECKING:
     from molere.jobs import Progress
@@ -54,7 +55,8 @@ def train(plan: Plan, console: Console, as_json: bool) -> int:
     with RunFolder(plan.folder) as folder:  # fails before the data are read
         if e.resume == "never" or not (plan.folder / "config.yaml").exists():
             heading = (f"Go on with: molere resume {plan.folder}",)
-            folder.write_text("config.yaml", resolved_yaml(replace(e, out=str(plan.folder)), heading=heading))
+            kept = replace(e, out=str(plan.folder), data=replace(e.data, **placed(asdict(e.data))))
+            folder.write_text("config.yaml", resolved_yaml(kept, heading=heading))
     with console.meter(1) as meter, _removed_if_refused(plan.folder, is_new):
         result = fit(
             e.labels[0],

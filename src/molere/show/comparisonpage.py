@@ -9,9 +9,9 @@ from molere import logged, wording
 from molere.report import COLUMNS, COSTS, About, metric_words
 from molere.show import clouds, curves, gains, things
 from molere.show.compared import Compared
-from molere.show.page import Cell, Code, Grid, Page, Section, number
+from molere.show.page import Cell, Code, Examples, Grid, Page, Section, number
 from molere.show.records import part
-from molere.show.runpage import confidence, of_examples
+from molere.show.runpage import confidence, of_examples, settings_file
 from molere.show.style import Picture
 from molere.table import SELECTIONS, Metric, Selection, Table
 from molere.wording import TITLES
@@ -25,6 +25,7 @@ MOST_RUNS = 2000
 def page(c: Compared) -> Page:
     """All sections, those that have something to show."""
     t, about = c.table, c.about
+    words, lists = examples(c)
     return Page(
         kind="Comparison",
         title=about.title,
@@ -35,7 +36,7 @@ def page(c: Compared) -> Page:
             *(_tables(t, selection) for selection in SELECTIONS),
             Section("Cost", words=[_cost_words(t)], tables=[_costs(t)]),
             Section("Figures", figures=figures(c)),
-            _examples(c),
+            Section("Examples", words=words, lists=lists),
             Section("Other metrics", tables=_others(t)),
             _logged(t),
             Section("Tuning", tables=_tuning(about)),
@@ -176,14 +177,15 @@ def _weighs(t: Table, label: str) -> bool:
     return size is not None and abs(size.mean - 1) > 1e-4
 
 
-def _examples(c: Compared) -> Section:
+def examples(c: Compared) -> tuple[list[str], list[Examples]]:
+    """Sentences and lists of the examples of one run; empty where none were kept."""
     label = leading(c.table)
     record = c.record(label, c.table.seeds[0])
     found = [] if record is None else things.lists(record.samples, record.shown)
     if record is None or not found:
-        return Section("Examples")
+        return [], []
     words = [f"Training examples as {label} left them, seed {c.table.seeds[0]}; each run has its own samples.parquet."]
-    return Section("Examples", words=[*words, *of_examples(record.samples)], lists=found)
+    return [*words, *of_examples(record.samples)], found
 
 
 def _others(t: Table) -> list[Grid]:
@@ -239,10 +241,16 @@ def _settings(c: Compared) -> list[Code]:
     place = shlex.quote(str(c.folder)) if c.folder else "FOLDER"
     command = c.about.command or f"molere resume {place}"
     code = [Code("Commands to reproduce", f"{command}\nmolere report {place}")]
+    return [*code, *made_with(c)]
+
+
+def made_with(c: Compared) -> list[Code]:
+    """The settings, what decides the result of the baseline's first run, and the environment, as far as kept."""
+    code = list[Code]()
     if c.folder is None:
         return code
     if (c.folder / "config.yaml").is_file():
-        code.append(Code("Settings file", (c.folder / "config.yaml").read_text("utf-8")))
+        code.append(settings_file((c.folder / "config.yaml").read_text("utf-8")))
     first = c.record(c.table.baseline, c.table.seeds[0], samples=False)
     if first is not None:
         made = json.dumps(first.result.get("settings") or {}, indent=2, ensure_ascii=False)

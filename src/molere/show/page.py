@@ -57,6 +57,8 @@ class Example:
     true_label: str | None = None
     score: str = ""
     """The margin."""
+    further: Sequence[tuple[str, str]] = ()
+    """What else the list goes by: names and values."""
     image: str = ""
     text: str | None = None
 

@@ -46,6 +46,9 @@ def _page(folder: Path) -> "Page":
         record = of_folder(folder)
         return runpage.page(_with_examples(record, _arguments(folder)))
     if rows := reproductionpage.rows_of(folder):
+        for row in rows:
+            if row.compared is not None and row.compared.folder is not None:
+                _fetch(row.compared, _arguments(row.compared.folder))
         return reproductionpage.page(folder, rows)
     raise StorageError(f"{folder} holds no finished run and no comparison; give a folder that train or compare wrote")
 

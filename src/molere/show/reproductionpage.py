@@ -11,7 +11,7 @@ from molere import wording
 from molere.errors import StorageError
 from molere.show import gains, printed
 from molere.show.compared import Compared, of_comparison
-from molere.show.comparisonpage import metric_grid
+from molere.show.comparisonpage import examples, made_with, metric_grid
 from molere.show.page import Cell, Code, Grid, Page, Section, number
 from molere.show.records import part
 from molere.storage import files
@@ -63,7 +63,7 @@ def page(folder: Path, rows: Sequence[Row]) -> Page:
     is_reproduction = any(row.said for row in rows)
     return Page(
         kind="Reproduction" if is_reproduction else "Comparisons",
-        title=" · ".join(dict.fromkeys(str(r.said["preset"]) for r in rows if "preset" in r.said)) or folder.name,
+        title=_title(folder, rows),
         verdict=_verdict(rows),
         date=next((c.about.date for c in there.values()), ""),
         facts=[("Rows", str(len(rows))), ("With results", str(len(there)))],
@@ -74,6 +74,13 @@ def page(folder: Path, rows: Sequence[Row]) -> Page:
             Section("Commands", code=_commands(rows)),
         ],
     )
+
+
+def _title(folder: Path, rows: Sequence[Row]) -> str:
+    """That of the only row, else the names of the tables and figures of the publication, else of the folder."""
+    if len(rows) == 1 and rows[0].said.get("title"):
+        return str(rows[0].said["title"])
+    return " · ".join(dict.fromkeys(str(r.said["preset"]) for r in rows if "preset" in r.said)) or folder.name
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
@@ -120,7 +127,15 @@ def _section(row: Row) -> Section:
     figures = printed.of_row(row.said) if "kind" in row.said else []
     missing = wording.missing(row.compared.table)
     found = [metric_grid(row.compared.table, metric, "last") for metric in row.compared.table.headline]
-    return Section(title, words=[row.compared.about.title, *words, *missing], tables=[*tables, *found], figures=figures)
+    of_examples, lists = examples(row.compared)
+    return Section(
+        title,
+        words=[row.compared.about.title, *words, *missing, *of_examples],
+        tables=[*tables, *found],
+        figures=figures,
+        lists=lists,
+        code=made_with(row.compared),
+    )
 
 
 def _printed(metric: str, lines: Sequence[Mapping[str, Any]]) -> Grid:

@@ -1,14 +1,19 @@
 """The report of one run."""
 
+import contextlib
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any  # Any: JSON, and columns of numbers
 
 import numpy as np
 
-from molere import registry
+from molere import paths, registry
+from molere.config import parse_yaml
+from molere.errors import MolereError
+from molere.jobs import is_mapping
 from molere.show import clouds, curves, things
 from molere.show.page import Cell, Code, Grid, Page, Section, number
 from molere.show.records import Columns, Record, part
@@ -176,26 +181,47 @@ def settings(record: Record) -> list[Code]:
     """How to make the run again, what it was made with, and on what."""
     made = json.dumps(record.result.get("settings") or {}, indent=2, ensure_ascii=False)
     code = [Code("Commands to reproduce", commands(record))]
-    code += [Code("Settings file", record.settings)] if record.settings else []
+    code += [settings_file(record.settings)] if record.settings else []
     code.append(Code("What decides the result", made))
     if record.environment:
         code.append(Code("Environment", json.dumps(record.environment, indent=2, ensure_ascii=False)))
     return code
 
 
+def settings_file(text: str) -> Code:
+    """A settings file as it lies in the folder, but for where the data are on this machine."""
+    shown = text
+    with contextlib.suppress(MolereError):
+        data = parse_yaml(text).get("data")
+        shown = paths.unplaced(text, data) if is_mapping(data) else text
+    words = (
+        "" if shown == text else "Of paths to data the last part is shown; config.yaml in the folder has them whole."
+    )
+    return Code("Settings file", shown, words)
+
+
 def _compared(record: Record) -> str:
     """The command, or the call where data came from Python, that holds this method against ERM."""
     label = record.label
-    methods = [label] if label == "erm" else ["erm", label]
+    methods = [label, "molere"] if re.split(r"[@\[]", label)[0] == "erm" else ["erm", label]
     if not _typed(record):
         return f"molere.compare({methods!r}, data=..., seeds=5)"
-    named = ",".join(methods)
-    return f"molere compare {_data(record)} --methods {shlex.quote(named)} --seeds 5"
+    what = f"--methods {shlex.quote(','.join(methods))} --seeds 5"
+    if (stated := _stated(record)) is not None:
+        return f"molere compare -c {stated} {what} --out NEW-FOLDER"
+    return f"molere compare {_data(record)} {what}"
+
+
+def _stated(record: Record) -> str | None:
+    """The settings file as it is typed in any folder."""
+    if not record.settings or record.folder is None:
+        return None
+    return shlex.quote(str((record.folder / "config.yaml").absolute()))
 
 
 def _typed(record: Record) -> bool:
     """Whether the run can be had by a command: its data have a name, or a settings file says where they are."""
-    return bool(record.settings) or record.result["data"] in registry.DATASETS
+    return _stated(record) is not None or record.result["data"] in registry.DATASETS
 
 
 def _data(record: Record) -> str:
@@ -206,10 +232,10 @@ def _data(record: Record) -> str:
 
 def commands(record: Record) -> str:
     """What to type: to train again, to look at it again."""
-    r, place = record.result, shlex.quote(str(record.folder or "FOLDER"))
+    r, place = record.result, shlex.quote(str(record.folder.absolute() if record.folder else "FOLDER"))
     method = shlex.quote(record.label)
-    if record.settings and record.folder is not None:
-        train = f"molere train -c {shlex.quote(str(record.folder / 'config.yaml'))} --out NEW-FOLDER"
+    if (stated := _stated(record)) is not None:
+        train = f"molere train -c {stated} --out NEW-FOLDER"
     elif _typed(record):
         train = f"molere train --method {method} {_data(record)} --seed {r['seed']}"
     else:

@@ -23,13 +23,17 @@ SIDE = 96
 """Pixels of the longer side of an image, at most."""
 
 TITLES = {
-    "suspect": ("Suspect labels", "The labels most likely to be wrong, by the suspect score; look before you relabel."),
+    "suspect": (
+        "Suspect labels",
+        "The labels most likely to be wrong, by the suspect score (1: the most suspect); look before you relabel.",
+    ),
     "hardest": (
         "Hardest of the others",
         "The smallest margins of the finished classifier, the suspects above left out; below zero it prefers another "
         "class than the label.",
     ),
 }
+OUT_OF_FOLD = "Out of fold: by models that have not trained on the example; the rest is by the finished classifier."
 
 
 def chosen(samples: Columns) -> dict[str, npt.NDArray[np.int64]]:
@@ -93,11 +97,34 @@ def lists(samples: Columns, shown: Mapping[str, Any]) -> list[Examples]:
     """The lists of a report, as far as the columns go."""
     if "margin" not in samples or not len(samples["margin"]):
         return []
-    found = {name: [_example(samples, shown, int(r)) for r in rows] for name, rows in chosen(samples).items()}
-    return [Examples(*TITLES[name], examples) for name, examples in found.items() if examples]
+    scores, rows = suspect_score(samples), {name: found.tolist() for name, found in chosen(samples).items()}
+    found = {
+        "suspect": [_example(samples, shown, r, _suspicion(samples, shown, scores, r)) for r in rows["suspect"]],
+        "hardest": [_example(samples, shown, r) for r in rows["hardest"]],
+    }
+    return [Examples(*_titled(name, samples), examples) for name, examples in found.items() if examples]
 
 
-def _example(samples: Columns, shown: Mapping[str, Any], row: int) -> Example:
+def _titled(name: str, samples: Columns) -> tuple[str, str]:
+    """Title and words of a list."""
+    title, words = TITLES[name]
+    return title, f"{words} {OUT_OF_FOLD}" if name == "suspect" and "out_of_fold_margin" in samples else words
+
+
+def _suspicion(
+    samples: Columns, shown: Mapping[str, Any], scores: npt.NDArray[np.float64], row: int
+) -> list[tuple[str, str]]:
+    """What the list of suspects goes by: the score, and what models say that have not seen the example."""
+    found = [("suspect score", f"{scores[row]:.3f}")]
+    if "out_of_fold_prediction" in samples:
+        name = _name(int(samples["out_of_fold_prediction"][row]), shown.get("class_names") or ())
+        found.append(("out-of-fold prediction", name))
+    if "out_of_fold_margin" in samples:
+        found.append(("out-of-fold margin", f"{float(samples['out_of_fold_margin'][row]):.2f}"))
+    return found
+
+
+def _example(samples: Columns, shown: Mapping[str, Any], row: int, further: Sequence[tuple[str, str]] = ()) -> Example:
     names: Sequence[str] = shown.get("class_names") or ()
     own = str(_ids(samples)[row])
     margin = float(samples["margin"][row])
@@ -112,6 +139,7 @@ def _example(samples: Columns, shown: Mapping[str, Any], row: int) -> Example:
         wrong=label != predicted,
         true_label=None if true is None or int(true[row]) == label else _name(int(true[row]), names),
         score=f"{margin:.2f}",
+        further=further,
         image=str(part(shown, "images").get(own, "")),
         text=None if text is None else text if len(text) <= LONGEST else f"{text[:LONGEST]}…",
     )
