@@ -3,8 +3,7 @@
     python benchmarks/scale.py [--part start|pool|loader|photos|all] [--root PATH] [--out docs/results/scale.md]
 
 start    an ImageFolder of 200,000 tiny files in 1,000 classes: seconds from the start of Python to the first batch, for
-         the first time, when every file is decoded to see whether it can be read, and the second; the same for a
-         remembered index of 1,281,167 rows (ImageNet's training part) whose files are known to be readable
+         the first time and the second; the same for a remembered index of 1,281,167 rows (ImageNet's training part)
 pool     a simulated pool of 1,281,167 rows, 1,000 classes and 2,048 features, those of a ResNet-50: a bank of all rows,
          the split pass of LRWOpt over it, what is known of each example at the end, and the peak memory of the process
 loader   samples per second of CIFAR-100 (--root: the folder that holds cifar-100-python) with random crops and flips:
@@ -121,13 +120,12 @@ def measure_torchvision(root: Path, arguments: argparse.Namespace) -> dict[str, 
 
 
 def measure_remember(root: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Class folders with the few files that a start reads, and an index of as many as ImageNet has, all readable."""
+    """Class folders with the few files that a start reads, and an index that lists as many as ImageNet has."""
     import numpy as np
     import torch
 
-    from molere.data import folders, readable
+    from molere.data import folders
     from molere.data.corrupt import stratified_split
-    from molere.data.imagefiles import ImageFiles
     from molere.rng import key
 
     rows = 10_000 if arguments.quick else IMAGENET
@@ -144,7 +142,6 @@ def measure_remember(root: Path, arguments: argparse.Namespace) -> dict[str, flo
     found = folders._listed_now(root)
     place = folders.place_of(root)
     folders._remember(place, folders.Listing(paths, y, found.classes, found.folders))
-    readable.remember(readable.place_of(root), readable.marks_of(ImageFiles(root, paths), rows > readable.MANY))
     return {}
 
 

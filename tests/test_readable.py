@@ -59,10 +59,12 @@ def test_of_many_files_only_the_times_of_their_folders_are_compared(
     monkeypatch.setattr("molere.data.build.MANY", 20)
     asked, plain = list[str](), readable._state
 
-    def start() -> list[str]:
+    def start(on_bad: str = "skip") -> list[str]:
         decoded.clear()
-        data_of("x", scan_folder(index.root), {"test": index}, select=0.0, size=16, memory=False)
+        data_of("x", scan_folder(index.root), {"test": index}, select=0.0, size=16, memory=False, on_bad=on_bad)
         return sorted(decoded)
+
+    assert start("error") == []  # a bad one is named when it is met
 
     os.utime(index.root / "ant", (5, 5))
     os.utime(index.root / "bee", (5, 5))

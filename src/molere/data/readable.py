@@ -16,8 +16,8 @@ from molere.data.cachefolder import cache_folder
 from molere.data.imagefiles import ImageFiles
 
 FORMAT = 1
-MANY = 100_000
-"""Beyond so many files only the times of their folders are compared."""
+MANY = 50_000
+"""Of more files none is looked at beforehand, unless that is asked for; then their folders' times are compared."""
 _AT_ONCE = 10_000  # files decoded before what was found is remembered
 _ROWS = 8192  # hashed together, so that they stay in the processor's cache
 _FACTOR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
