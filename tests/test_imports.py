@@ -116,6 +116,7 @@ ORDER = [
     "result",
     "guard",
     "rundata",
+    "runguard",
     "runpasses",
     "runlooks",
     "outcome",
