@@ -71,8 +71,8 @@ def named(pool: Pool, index: Int[Tensor, " k"]) -> str:
 
 
 def listed(ids: Iterable[object]) -> str:
-    """The word and the first five ids."""
-    ids = list(ids)
+    """The word and the first five ids, each once."""
+    ids = list(dict.fromkeys(ids))
     shown = ", ".join(str(i) for i in ids[:5])
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return f"example{'s' if len(ids) > 1 else ''} {shown}{more}"

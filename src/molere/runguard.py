@@ -34,6 +34,7 @@ class RunGuard(RunData):
         self.classifier, self.head = lent.classifier, lent.head
         self.learners: dict[str, Learner] = {"classifier": lent.classifier}
         self.left_out: list[str] = []
+        self._unranked = set[int]()
         self._passed: dict[str, Batch] = {}
         """The batches of this step, by what they are for."""
 
@@ -55,7 +56,7 @@ class RunGuard(RunData):
             return batch
         if self.recipe.on_nonfinite != "skip" or bool(bad.all()):
             raise NumericsError(self._bad_data(batch, ""))
-        self._leave_out(self.ids_of(batch, bad))
+        self._leave_out(batch.index[bad.to(batch.index.device)])
         good = ~bad.to(batch.y.device)
         group = None if batch.group is None else batch.group[good]
         return Batch(batch.x[~bad], batch.y[good], batch.index[good], group)
@@ -134,15 +135,17 @@ class RunGuard(RunData):
         if self.recipe.on_nonfinite != "skip":
             whose = named(self.pool, at[bad])
             raise NumericsError(f"the data of {whose} are not finite and cannot be ranked; mend or remove them")
-        self._leave_out(named(self.pool, at[bad]))
+        self._leave_out(at[bad])
         fine = torch.ones_like(everyone, dtype=torch.bool).index_fill(0, odd[bad], False)
         return fine.nonzero().flatten()
 
-    def _leave_out(self, whose: str) -> None:
-        said = f"the data of {whose} are not finite: left out where examples are ranked"
-        if said not in self.left_out:
-            self.left_out.append(said)
-            logger.warning("%s", said)
+    def _leave_out(self, index: Int[Tensor, " k"]) -> None:
+        new = sorted({int(i) for i in index} - self._unranked)
+        if new:
+            self._unranked.update(new)
+            whose = named(self.pool, torch.tensor(new))
+            self.left_out.append(f"the data of {whose} are not finite: left out where examples are ranked")
+            logger.warning("%s", self.left_out[-1])
 
     # ---- weights
 
