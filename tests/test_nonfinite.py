@@ -192,8 +192,17 @@ def test_running_statistics_are_as_before_an_update_that_is_skipped(tmp_path: Pa
     assert int(result.classifier.get_buffer("1.num_batches_tracked")) == 3 * PER_EPOCH - 3
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "method", ["lrw-hard", "mbr", "molere", "lrwopt", "lrwopt[exact_pass=true,patience=9]", "rho-loss"]
+    "method",
+    [
+        "lrw-hard",
+        "molere",
+        "lrwopt[exact_pass=true,patience=9]",
+        *(pytest.param(m, marks=SLOW) for m in ("mbr", "lrwopt", "rho-loss", "lrw-easy")),
+    ],
 )
 def test_an_example_that_cannot_be_ranked_is_named_and_left_out(method: str, tmp_path: Path) -> None:
     method = method.replace("lrwopt[", "lrwopt[warmup=0.3,")
@@ -242,7 +251,7 @@ def test_on_a_gpu_where_batches_are_not_looked_at_data_are_named_once_numbers_ar
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Run, "watched", False)
-    for method in ("mwn", "gdw", "l2r", "lrw-random"):
+    for method in ("mwn", "l2r"):
         with pytest.raises(
             NumericsError, match=r"^the data of example 1017 are not finite \(validation at update \d\);"
         ):
