@@ -54,8 +54,16 @@ FAULTS = {
     "D6": ("test examples that are training examples too", "counted exactly", 40),
     "D7": ("downloads cut, altered or empty, hosts gone or silent", "nothing of it is kept; what to do by hand", 39),
     "D8": ("paths with spaces, other scripts, 250 characters, link loops", "work, or one line", 20),
-    "N1": ("NaN or infinity in a network, a gradient or the data", "culprit named; stop, skip and rollback", 30),
-    "N2": ("weights all 0, or one example of all weight", "equal weights instead, logged", 10),
+    "N1": (
+        "NaN or infinity in a network, a gradient or the data, there with every method",
+        "culprit named; stop, skip and rollback",
+        234,
+    ),
+    "N2": (
+        "weights all 0, or one example of all weight, in the 8 methods with a fallback",
+        "equal weights instead, logged",
+        80,
+    ),
     "N3": ("meta-gradients of 27 networks and modes, two orders", "double backward's within 1e-9 in float64", 54),
     "N4": ("a look-ahead in 27 networks and modes", "weights, buffers, gradients, random state bit-equal", 27),
     "N6": ("memory over 2,000 updates, at its peak", "grows by 1 MB at most, 1.3 x ERM at most", 2),

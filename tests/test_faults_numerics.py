@@ -1,5 +1,7 @@
 """Rows N1, N2 and N6: numbers that are no longer finite, weights that collapse, memory that does not grow."""
 
+import importlib
+import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -15,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from molere import models
+from molere import models, registry
 from molere.data.pool import Batch, Data, DatasetPool, TensorPool
 from molere.errors import NumericsError
-from molere.holdouts import Random
+from molere.metaweights import MetaWeights
 from molere.method import Run
 from molere.methods.erm import ERM
-from molere.methods.lrw import LRW
 from molere.methods.lrwopt import LRWOpt
 from molere.opening import Setup, open_run
 from molere.recipe import Recipe
@@ -29,6 +30,8 @@ from molere.run import fit
 from molere.split import Split
 from molere.steps import Taken
 from molere.storage.checkpoint import load_latest
+from molere.weighting import Weights
+from reliability import counted
 
 pytestmark = pytest.mark.faults
 
@@ -135,7 +138,7 @@ def withstands(what: str, value: float, policy: str, folder: Path) -> str | None
         return None if problem is not None and not told and is_good(folder) else f"did not stop well: {problem}"
     if problem is not None:  # a parameter that stays broken ends a run that only skips
         skips = policy == "skip" and what in ("classifier", "weigher", "splitter")
-        ends = "in a row were skipped" in problem or "of the classifier is not finite" in problem  # not to be saved
+        ends = "in a row were skipped" in problem or f"of the {what} is not finite" in problem  # not to be saved
         return None if skips and ends and is_good(folder) else problem
     finite = all(bool(torch.isfinite(p).all()) for p in found.classifier.parameters())
     return None if finite and told and found.updates == EPOCHS * PER_EPOCH else "did not recover"
@@ -160,37 +163,98 @@ def test_what_stops_being_finite_is_named_and_the_policy_followed(tmp_path: Path
     row.judge("N1", wrong, len(N1))
 
 
+METHODS = [
+    *registry.METHODS, "lrw-random[order=strict]", "lrwopt[exact_pass=true]", "molere[mode=learned]",
+    "molere[expect=noise]", "bilaw[adversarial=true]", "fsr[mixup=true]", "jtt[mode=weight]", "mbr[margins=present]",
+]  # fmt: skip
+N1_DATA = [
+    (method, value, policy)
+    for value in (math.nan, math.inf)
+    for policy in ("skip", "stop", "rollback")
+    for method in METHODS
+]
+
+
+def names_the_example(method: str, value: float, policy: str, folder: Path) -> str | None:
+    """What was wrong about a run of a method with an example that is never finite."""
+    given = broken_data(value, 10**9)
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 8, "save_every": None}
+    problem = ""
+    try:
+        found = fit(
+            method, data=given, model=net, out=folder, label="broken", report=False,
+            recipe=recipe(**settings, on_nonfinite=policy),
+        )  # fmt: skip
+    except NumericsError as error:
+        problem = str(error)
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    told = [e["error"] for e in events if e["event"] in ("skipped", "rolled back", "left out")]
+    said = [*told, *([problem] if problem else [])]
+    if not said or not all(s.startswith("the data of example 17 are not finite") and "\n" not in s for s in said):
+        return f"other than example 17 is named: {said}"
+    if policy != "skip":
+        return None if problem else "went on"
+    if problem:
+        return f"ended: {problem}"
+    finite = all(bool(torch.isfinite(t).all()) for t in found.classifier.state_dict().values())
+    return None if finite and found.updates == 3 * SIZE // 8 else "a classifier that is not finite"
+
+
+@counted(6, len(N1_DATA), dear=True)
+def test_every_method_names_an_example_that_is_not_finite(count: int, tmp_path: Path, row: Any) -> None:
+    tried = N1_DATA[:: max(1, len(N1_DATA) // count)][:count]
+    found = [(case, names_the_example(*case, tmp_path / str(i))) for i, case in enumerate(tried)]
+    row.judge("N1", [(case, said) for case, said in found if said], len(tried))
+
+
 # ---- N2
 
-
-@dataclass(frozen=True, kw_only=True)
-class Collapsing(LRW):
-    """LRW whose weight network gives all its weight to one example, or none to any."""
-
-    given: str = "none"
-
-    def step(self, run: Run, state: Any, batch: Batch) -> Taken:
-        seen = run.forward(batch)
-        w = torch.zeros(len(batch))
-        if self.given != "none":
-            w[int(self.given) % len(batch)] = float(len(batch))
-        return run.update(seen, run.trusted(w))
+FALL_BACK = ("lrw-easy", "lrw-random", "lrw-hard", "lrwopt", "molere", "mwn", "mwn-imbalance", "bilaw")
+"""Methods with a fallback; molere where its weights are learned."""
+ONE = ("none", *range(9))
+N2 = [(method, given) for given in ONE for method in FALL_BACK]
 
 
-N2 = ["none", *(str(i) for i in range(9))]
+def collapsed(like: Tensor, given: str | int) -> Tensor:
+    """All weight on one example, or none on any, on the graph of the weights they replace."""
+    w = torch.zeros_like(like)
+    if given != "none":
+        w[int(given) % len(w)] = float(len(w))
+    return w + 0 * like
 
 
-def test_weights_that_collapse_are_equal_ones_and_logged(row: Any) -> None:
+def test_all_methods_that_can_fall_back_are_tried_and_the_page_names_them() -> None:
+    asks = {m for m, entry in registry.METHODS.items() if "run.trusted(" in source(entry)}
+    assert asks == {*FALL_BACK}
+    page = (Path(__file__).parents[1] / "docs" / "faults.md").read_text("utf-8")
+    assert all(f"`{m}`" in page for m in (*FALL_BACK, "l2r", "fsr", "gdw", "maple", "stablenet"))
+
+
+def source(entry: registry.Entry) -> str:
+    kind = getattr(importlib.import_module(entry.module), entry.attribute)
+    return "".join(inspect.getsource(c) for c in kind.__mro__ if c.__module__.startswith("molere.m"))
+
+
+@counted(8, len(N2))
+def test_weights_that_collapse_are_equal_ones_and_logged(count: int, row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = points()
     pool = TensorPool(x, y)
-    wrong = list[tuple[str, Any]]()
-    for given in N2:
-        method = Collapsing(given=given, holdout=Random(), delta=0.2)
-        found = fit(method, data=Data("points", pool, None, {"test": pool}), model=net, recipe=recipe(), label="c")
+    now: list[str | int] = ["none"]
+    for owner, name in ((Weights, "__call__"), (MetaWeights, "weights")):
+        whole = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, whole=whole: collapsed(whole(*given), now[0]))
+    wrong = list[tuple[object, object]]()
+    tried = (N2 if count == len(N2) else [(m, ONE[i % 3]) for i, m in enumerate(FALL_BACK)])[:count]
+    for method, one in tried:
+        now[0] = one
+        said = {"lrwopt": "lrwopt[warmup=0]", "molere": "molere[mode=learned,warmup=0]"}.get(method, method)
+        settings = recipe(epochs=3, save_every=None)
+        found = fit(said, data=Data("points", pool, None, {"test": pool}), model=net, recipe=settings, label="c")
         logged = [(r.get("weights_fallback"), r.get("effective_sample_size")) for r in found.history]
-        if any(fallback is None or fallback < 1 or abs(size - 1) > 1e-5 for fallback, size in logged):
-            wrong.append((given, logged))
-    row.judge("N2", wrong, len(N2))
+        learned = logged[1:] if method == "molere" else logged  # it warms up for an epoch
+        if any(fallback != PER_EPOCH or size is None or abs(size - 1) > 1e-5 for fallback, size in learned):
+            wrong.append(((method, one), logged))
+    row.judge("N2", wrong, len(tried))
 
 
 # ---- N6

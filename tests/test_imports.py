@@ -117,6 +117,7 @@ ORDER = [
     "result",
     "guard",
     "rundata",
+    "runguard",
     "runpasses",
     "runlooks",
     "outcome",

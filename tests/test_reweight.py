@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from molere import Recipe, Reweighter, registry
 from molere.data.pool import TensorPool
-from molere.errors import ConfigError, DataError, MolereError
+from molere.errors import ConfigError, DataError, MolereError, NumericsError
 from molere.run import fit
 from molere.testing import rare_region
 
@@ -565,3 +565,51 @@ def test_a_pool_of_arrays_and_a_dataset_are_data_too() -> None:
         model = nn.Linear(4, 2)
         weigh = Reweighter("lrw-random", model, sgd(model), data=data, epochs=1, batch_size=16)
         assert len(weigh.split.val) == 9
+
+
+# ---- numbers that are not finite
+
+
+def spoilt(count: int, at: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0)).double()
+    x[at, 1] = torch.nan
+    return x, torch.arange(count) % 2
+
+
+@pytest.mark.parametrize("method", ["mwn", "gdw", "l2r", "lrw-random", "erm"])
+def test_a_batch_that_is_not_finite_is_blamed_on_its_examples_and_nothing_is_learned(method: str) -> None:
+    model = plain()
+    weigh = Reweighter(
+        method, model, sgd(model), val=None if method == "erm" else (POOL.batch(torch.arange(16)).x, POOL.y[:16])
+    )
+    weigh.loss(*((b := POOL.batch(torch.arange(16))).x.double(), b.y))
+    before = copy.deepcopy(weigh.state_dict())
+    with pytest.raises(NumericsError, match=r"^the data of example 3 of the batch are not finite \(update 1\); mend"):
+        weigh.loss(*spoilt(16, 3))
+    torch.testing.assert_close(weigh.state_dict()["run"]["learners"], before["run"]["learners"])
+
+
+@pytest.mark.parametrize("method", ["mwn", "gdw", "l2r"])
+def test_validation_data_that_are_not_finite_are_named(method: str) -> None:
+    b = POOL.batch(torch.arange(16))
+    for given, whose in (("call", "example 5 of the validation batch"), ("start", "example 5 of the validation data")):
+        model = plain()
+        weigh = Reweighter(method, model, sgd(model), val=spoilt(12, 5) if given == "start" else None)
+        at_call = {} if given == "start" else {"val": spoilt(12, 5)}
+        with pytest.raises(NumericsError) as caught:
+            weigh.loss(b.x.double(), b.y, **at_call)
+        said = f"the data of {whose} are not finite (validation at update 0); mend or remove them"
+        assert str(caught.value) == said
+
+
+def test_losses_that_grew_too_large_are_not_answered_with_settings_of_fit() -> None:
+    model = plain()
+    weigh = Reweighter("mwn", model, sgd(model), val=(POOL.batch(torch.arange(16)).x, POOL.y[:16]))
+    b = POOL.batch(torch.arange(16))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.inf
+    with pytest.raises(
+        NumericsError, match=r"^parameter 0\.weight of the classifier is not finite .* of your loop"
+    ) as caught:
+        weigh(b.x.double(), b.y)
+    assert "train." not in str(caught.value)

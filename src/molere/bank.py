@@ -92,8 +92,8 @@ class Bank:
 
     @property
     def known(self) -> Int[Tensor, " k"]:
-        """Indices of the examples that were seen at all."""
-        return (self.seen >= 0).nonzero().flatten()
+        """Indices of the examples that were seen at all, with a loss that is finite."""
+        return ((self.seen >= 0) & self.losses.isfinite()).nonzero().flatten()
 
     def state_dict(self) -> dict[str, object]:
         """Everything in it."""

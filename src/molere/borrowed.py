@@ -12,13 +12,14 @@ from typing import NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from molere import rng
 from molere.bank import Bank
 from molere.data.pool import Batch, Device
 from molere.errors import ConfigError
+from molere.guard import listed
 from molere.losses import cross_entropy
 from molere.method import Run, Scouting
 from molere.optim import Params, Schedule
@@ -60,12 +61,17 @@ class Theirs(Schedule):
 
 
 class StreamBatch(Batch):
-    """Examples that come and go: they have no position, and a method that asks for it is told what it takes."""
+    """Examples that come and go: they have no position, and a method that asks for it is told what it takes.
 
-    __slots__ = ()
+    places: where they stand in the owner's validation data, if they are from there and it is known [n].
+    """
 
-    def __init__(self, x: Tensor, y: Tensor, group: Tensor | None = None) -> None:
-        for name, value in (("x", x), ("y", y), ("group", group)):
+    __slots__ = ("places",)
+
+    places: Int[Tensor, " n"] | None
+
+    def __init__(self, x: Tensor, y: Tensor, group: Tensor | None = None, places: Tensor | None = None) -> None:
+        for name, value in (("x", x), ("y", y), ("group", group), ("places", places)):
             object.__setattr__(self, name, value)
 
     @property
@@ -135,6 +141,21 @@ class Borrowed(Run):
     timed = True
     unpacks = False
     began = -1
+    remedy = "lower the learning rate of your loop, or pass grad_clip= if it clips gradients"
+
+    def ids_of(self, batch: Batch, which: Bool[Tensor, " n"]) -> str:
+        """By their ids where they are of the pool; else by their places in the validation data, or in the batch."""
+        if not isinstance(batch, StreamBatch):
+            return super().ids_of(batch, which)
+        at = which.nonzero().flatten().cpu()
+        if batch.places is not None:
+            return f"{listed(map(int, batch.places.cpu()[at]))} of the validation data"
+        offered = batch is self.offered
+        return f"{listed(map(int, at))} of the {'' if offered else 'validation '}batch"
+
+    def forget(self) -> None:
+        """Hold the owner's batches no longer."""
+        self.offered, self.validation, self._passed = None, None, {}
 
     def positions(self, update: int, count: int) -> Tensor:
         """The training examples of an update, as positions in the pool."""
@@ -146,10 +167,11 @@ class Borrowed(Run):
         """The training forward; unless it is made here for the owner, statistics and random states stay."""
         if self.passes_itself:
             return super().forward(batch, remember=remember)
-        stream = self._stream()
+        stream, self._passed = self._stream(), {"": batch}
         with self._passes.remembering() if remember else nullcontext((None, None)) as (recorded, tape):
             logits, features = self._passes.virtual(batch.x, None, stream=stream, grad=True, training=True)
             losses = cross_entropy(logits, batch.y)
+        self.demand(losses, batch, features=features)
         self.cost.virtual_forward += len(batch)
         return Seen(batch, logits, losses, features, stream, recorded, tape)
 

@@ -98,7 +98,8 @@ class Easiest:
         """Positions that validate, easiest first."""
         margins = run.margins(self.margins, folds=self.folds, epochs=self.epochs)
         run.note(holdout_margin=margins)
-        part = choose(lowest(-margins, len(margins)), run.pool.y, delta, self.stratified)
+        fine = run.rankable(margins).cpu()
+        part = choose(fine[lowest(-margins.cpu()[fine], len(fine))], run.pool.y, delta, self.stratified)
         _note_unseen(run, self, part)
         return part
 
@@ -130,7 +131,8 @@ class Hardest:
         """Positions that validate, hardest first; DataError when no example qualifies."""
         margins = run.margins(self.margins, folds=self.folds, epochs=self.epochs)
         run.note(holdout_margin=margins)
-        order = lowest(margins, len(margins))[math.floor(self.trim * len(margins) + TOLERANCE) :]
+        fine = run.rankable(margins).cpu()
+        order = fine[lowest(margins.cpu()[fine], len(fine))][math.floor(self.trim * len(margins) + TOLERANCE) :]
         if self.negative_only:
             order = order[margins.cpu()[order] < 0]
         part = choose(order, run.pool.y, delta, self.stratified)

@@ -126,7 +126,7 @@ class Learner:
     def _demand(self, value: Tensor, what: str) -> None:
         """NumericsError unless what a network beside the classifier learns from is finite; the run watches that one."""
         if self.name != "classifier" and self._scaler is None and not bool(torch.isfinite(value).all()):
-            raise NumericsError(f"the {what} of the {self.name} is not finite; lower its lr, or train.lr")
+            raise NumericsError(f"the {what} of the {self.name} is not finite; lower its lr, or the classifier's")
 
     def _apply(self) -> None:
         if self._scaler is not None:

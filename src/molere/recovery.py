@@ -1,7 +1,7 @@
 """Recovery: what a training does when numbers are not finite: end, skip the update, or go back."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from molere.errors import NumericsError
 from molere.guard import REMEDY, culprit, infinite
@@ -31,14 +31,24 @@ class Recovery:
         resume: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self.run, self.folder, self._save, self._resume = run, folder, save, resume
-        self.rollbacks = self.skipped_in_a_row = 0
+        self.rollbacks = self.skipped_in_a_row = self._told = 0
         self._good: Frozen | None = None
 
-    def goes_back(self, error: NumericsError) -> bool:
-        """By the recipe's policy: raise, or skip this update (False), or go back to the last good epoch (True)."""
+    def goes_back(self, error: NumericsError, *, saving: bool = False) -> bool:
+        """By the recipe's policy: raise, or skip this update (False), or go back to the last good epoch (True).
+
+        saving: the error is of a training that cannot be saved as it stands; what is skipped is the save, and at the
+        last update the error is raised.
+        """
         policy = self.run.recipe.on_nonfinite
         if policy == "stop":
             raise error
+        if policy == "skip" and saving:
+            if self.run.updates == self.run.budget:
+                raise error
+            if self.folder is not None:
+                self.folder.log("not saved", update=self.run.updates, error=str(error))
+            return False
         if policy == "skip":
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row > MOST_IN_A_ROW:
@@ -59,6 +69,13 @@ class Recovery:
         if self.run.recipe.on_nonfinite == "rollback" and not culprit(self.run.learners):
             self._good = Frozen.of(self._save())
 
+    def tell_left_out(self) -> None:
+        """Log the examples that a ranking has left out since this was last asked."""
+        new = self.run.left_out[self._told :]
+        self._told += len(new)
+        for said in new if self.folder is not None else []:
+            cast(RunFolder, self.folder).log("left out", update=self.run.updates, error=said)
+
     def _tell(self, event: str, error: NumericsError) -> None:
         notes = self.run.notes.logged
         notes[f"{event.replace(' ', '_')}_updates"] = notes.get(f"{event.replace(' ', '_')}_updates", 0.0) + 1
@@ -70,7 +87,8 @@ class Recovery:
         self.skipped_in_a_row = 0
 
 
-def demand_finite(classifier: Learner, update: int) -> None:
-    """NumericsError for a classifier that holds NaN: not to be saved, the checkpoint before is the last good one."""
-    if (name := infinite(classifier)) is not None:
-        raise NumericsError(f"{name} of the classifier is not finite at update {update}; {REMEDY}")
+def unfit(learners: Mapping[str, Learner], update: int) -> NumericsError | None:
+    """Why a training is not to be saved: a network of it holds NaN; the checkpoint before is the last good one."""
+    found = ((learner.name, infinite(learner)) for learner in learners.values())
+    name, what = next(((name, what) for name, what in found if what is not None), ("", ""))
+    return NumericsError(f"{what} of the {name} is not finite at update {update}; {REMEDY}") if what else None

@@ -24,7 +24,7 @@ from molere import rng, settings
 from molere.adapters import Inputs, Packed, Read
 from molere.borrowed import Borrowed, Handed, StreamBatch, without_data
 from molere.data.pool import Batch, Pool
-from molere.errors import ConfigError
+from molere.errors import ConfigError, NumericsError
 from molere.lending import EpochBatches, pool_of, weights_of
 from molere.loan import Loan, check_trains, uncompiled
 from molere.loanstate import check_saved, put_back, saved
@@ -120,6 +120,7 @@ class Reweighter:
 
         Raises:
             ConfigError: where the method cannot be had as weights, or needs something that it was not given.
+            NumericsError: for losses that are not finite, with the culprit; nothing has learned from them.
         """
         handed = self._turn(x, y, val, index, itself=False)
         if handed.along is not None:
@@ -232,7 +233,7 @@ class Reweighter:
                 self._step(run, batch)
         finally:
             run.untap()
-            run.offered, run.validation = None, None
+            run.forget()
         self._advance(run)
         assert run.handed is not None, "a method's step makes one update"
         handed, run.handed = run.handed, None
@@ -241,6 +242,8 @@ class Reweighter:
     def _step(self, run: Borrowed, batch: Batch) -> None:
         try:
             self.method.step(run, self.state, batch)
+        except NumericsError as error:
+            raise run.explained(error) from error
         except (RuntimeError, TypeError) as error:
             if len(batch) == run.batch_size:
                 raise

@@ -124,6 +124,7 @@ class RunLooks(RunPasses):
         self, theta: Params | None, objective: Objective | None, batch: Batch | None = None
     ) -> tuple[tuple[Batch, Tensor, Tensor, Tensor], Params]:
         batch = self.val_batch() if batch is None else batch
+        self._passed["validation"] = batch
         leaves = self._passes.learnt(self.classifier.params if theta is None else theta)
         stream = rng.key(self.seed, "dropout-validation", self.updates)
         self.cost.virtual_forward += len(batch)
@@ -136,6 +137,7 @@ class RunLooks(RunPasses):
             self.cost.virtual_forward += len(batch) * (self._passes.parts > 1)
             self.cost.virtual_backward += len(batch) * self.recipe.meta_share
         losses = cross_entropy(logits, batch.y)
+        self.demand(losses, batch, validates=True)
         if theta is None:
             self._bank_rows(batch, logits, losses, features)
         return (batch, logits.detach(), losses.detach(), features), grads

@@ -1,6 +1,5 @@
 """The part of a run that passes examples and updates the classifier, and the bank of what those passes saw."""
 
-import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Literal
@@ -12,15 +11,12 @@ from torch import Tensor
 from molere import rng
 from molere.bank import Bank
 from molere.data.pool import Batch
-from molere.errors import NumericsError
-from molere.guard import blame, culprit
-from molere.learner import Learner
 from molere.losses import clip_factors, cross_entropy
 from molere.models import feature_width
-from molere.networks import is_collapsed
 from molere.optim import Params, Schedule
 from molere.passes import Passes
-from molere.rundata import Lent, RunData
+from molere.rundata import Lent
+from molere.runguard import RunGuard
 from molere.steps import Products, Seen, Taken, chunks
 
 EVAL_BATCH = 1024
@@ -29,13 +25,11 @@ LEAST_WEIGHT = 1e-4
 """Above it, an example's gradient can be had by dividing that of the weighted mean."""
 
 
-class RunPasses(RunData):
+class RunPasses(RunGuard):
     """The classifier: its passes, its updates, and what they saw of each example."""
 
     def __init__(self, lent: Lent) -> None:
         super().__init__(lent)
-        self.classifier, self.head = lent.classifier, lent.head
-        self.learners: dict[str, Learner] = {"classifier": lent.classifier}
         self._passes = Passes(lent.classifier, lent.head, lent.recipe, lent.device, lent.suffix)
         self._bank: Bank | None = None
         self._verified = False
@@ -47,15 +41,18 @@ class RunPasses(RunData):
     def forward(self, batch: Batch, *, remember: bool = False) -> Seen:
         """The one training forward of a batch; the step, the weights, the bank and the meta-gradient all share it.
 
-        remember: keep what a meta-gradient needs of it.
+        remember: keep what a meta-gradient needs of it. NumericsError, with the culprit, for losses that are not
+        finite: nothing has learned from them yet.
         """
-        stream = self._stream()
+        stream, self._passed = self._stream(), {"": batch}
         if self._passes.parts > 1:
             return self._forward_in_parts(batch, stream)
         rng.reseed(stream)
-        with self._passes.remembering() if remember else nullcontext((None, None)) as (recorded, tape):
-            logits, features = self._passes.outputs(batch.x)
-            losses = cross_entropy(logits, batch.y)
+        with self._sparing():
+            with self._passes.remembering() if remember else nullcontext((None, None)) as (recorded, tape):
+                logits, features = self._passes.outputs(batch.x)
+                losses = cross_entropy(logits, batch.y)
+            self.demand(losses, batch, features=features)
         self.cost.forward += len(batch)
         return Seen(batch, logits, losses, features, stream, recorded, tape)
 
@@ -66,9 +63,10 @@ class RunPasses(RunData):
     def _forward_in_parts(self, batch: Batch, stream: int) -> Seen:
         """Logits without a graph below them; `update` passes the batch again, part by part."""
         logits, features = self._passes.virtual(batch.x, None, stream=stream, grad=False, training=True)
-        logits.requires_grad_()
+        losses = cross_entropy(logits.requires_grad_(), batch.y)
+        self.demand(losses, batch, features=features)
         self.cost.forward += len(batch)
-        return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
+        return Seen(batch, logits, losses, features, stream)
 
     def virtual(self, batch: Batch, theta: Params, *, stream: int, grad: bool = True) -> Seen:
         """A pass at other parameters, in the mode of virtual passes; nothing is changed, and no bank sees it.
@@ -77,7 +75,9 @@ class RunPasses(RunData):
         """
         logits, features = self._passes.virtual(batch.x, theta, stream=stream, grad=grad)
         self.cost.virtual_forward += len(batch)
-        return Seen(batch, logits, cross_entropy(logits, batch.y), features, stream)
+        losses = cross_entropy(logits, batch.y)
+        self.demand(losses, batch)
+        return Seen(batch, logits, losses, features, stream)
 
     # ---- updates
 
@@ -96,7 +96,7 @@ class RunPasses(RunData):
         instead of that mean; the weights are then only written down. Where the recipe clips losses, the weights of the
         largest are 0, and the others grow in proportion.
         """
-        self._check(seen)
+        self.demand(seen.losses, seen.batch)
         w, along = self._with_given(seen, None if weights is None else weights.detach(), along)
         before = self.classifier.remembered() if remember else None
         sensitivity = self.classifier.sensitivity() if remember else None
@@ -128,27 +128,6 @@ class RunPasses(RunData):
         if factors is None:
             return w, along
         return factors if w is None else w * factors, None if along is None else along * factors.unsqueeze(1)
-
-    def trusted(self, weights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Learned weights, or equal ones where they are all 0 or one example holds most; `weights_fallback` counts."""
-        if not is_collapsed(weights):
-            return weights
-        self.notes.logged["weights_fallback"] = self.notes.logged.get("weights_fallback", 0.0) + 1
-        return torch.ones_like(weights.detach())
-
-    def _check(self, seen: Seen) -> None:
-        """NumericsError, with the culprit, for losses that are not finite; on a GPU only where a policy asks."""
-        watched = self.device.type != "cuda" or self.recipe.on_nonfinite != "stop"
-        if watched and not math.isfinite(float(seen.losses.detach().sum())):
-            raise NumericsError(blame(self.learners.values(), self.pool, seen, self.updates))
-
-    def _total(self, w: Tensor) -> float:
-        total = float(w.abs().sum())
-        if not math.isfinite(total):
-            others = {k: v for k, v in self.learners.items() if k != "classifier"}
-            where = f"at update {self.updates}{culprit(others)}"
-            raise NumericsError(f"a weight is not finite {where}; lower the weight network's lr")
-        return total
 
     def _step(self, seen: Seen, w: Tensor | None, along: Tensor | None, remember: bool) -> Products | None:
         """The step of `update`; with a tape, from one backward pass with the products if no weight is 0."""
@@ -242,7 +221,8 @@ class RunPasses(RunData):
 
     def mean_loss(self, index: Int[Tensor, " k"]) -> float:
         """Mean cross-entropy of some examples under the present classifier."""
-        return float(cross_entropy(self.predict(index)[0], self.pool.y[index]).mean())
+        losses = cross_entropy(self.predict(index)[0], self.pool.y[index])
+        return float(losses[self.rankable(losses, index)].mean())
 
     def losses(self, batch: Batch, mode: Literal["train", "moving", "eval"] = "train") -> Float[Tensor, " n"]:
         """Losses of a batch at the present parameters, without a gradient.

@@ -17,7 +17,7 @@ from molere.examples import Outcome, of_each, of_folds, of_split, of_tests
 from molere.guard import culprit, demand_inputs
 from molere.method import Scouts, restore, state_of
 from molere.opening import Setup, open_run
-from molere.recovery import Recovery, demand_finite
+from molere.recovery import Recovery, unfit
 from molere.result import Result
 from molere.storage import PeakMemory, RunFolder
 
@@ -82,7 +82,7 @@ class Training:
                 try:
                     split = method.split(run, self.state)
                 except NumericsError as error:
-                    told = NumericsError(f"{error}{culprit(run.learners)}")
+                    told = run.explained(NumericsError(f"{error}{culprit(run.learners)}"))
                     if run.updates == 0:
                         raise told from error
                     if self.recovery.goes_back(told):
@@ -92,23 +92,27 @@ class Training:
                     self.stopped = "the method stopped"
                     break
                 run.use(split, at=run.updates)
+                self.recovery.tell_left_out()
             run.schedule.at(run.updates)
             self._reseed("step")
             try:
                 method.step(run, self.state, run.train_batch())
                 self.recovery.well()
             except NumericsError as error:
-                if self.recovery.goes_back(error):
+                if self.recovery.goes_back(run.explained(error)):
                     continue
             run.updates += 1
             run.cost.updates += 1
             if run.updates % run.per_epoch == 0:
                 run.epoch += 1
+                self.recovery.tell_left_out()
                 self.report()
             number = signals.asked()
-            if self.folder is not None and (number is not None or self.save_is_due()):
-                demand_finite(run.classifier, run.updates)
-                self.save()
+            if run.updates == run.budget or (self.folder is not None and (number is not None or self.save_is_due())):
+                if (problem := unfit(run.learners, run.updates)) is None:
+                    self.save()
+                elif self.recovery.goes_back(problem, saving=True):
+                    continue
             if number is not None:
                 raise signals.Stopped(number)
 
@@ -225,8 +229,9 @@ class Training:
         return since >= pause and (run.updates % run.per_epoch == 0 or since >= SECONDS_WITHOUT_SAVE)
 
     def save(self) -> None:
-        """A checkpoint of everything that changes; it is written while the training goes on."""
-        assert self.folder is not None, "there is a folder to save to"
+        """A checkpoint of everything that changes, if there is a folder; it is written while the training goes on."""
+        if self.folder is None:
+            return
         began = time.perf_counter()
         self.folder.save_soon(self.run.updates, self._state_dict())
         self.saved = time.perf_counter()

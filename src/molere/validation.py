@@ -59,8 +59,9 @@ class Drawn:
         """The next batch, of at most this size."""
         at = self._batches.val(size)
         if isinstance(self._x, Tensor):
-            return StreamBatch(self._x[at.to(self._x.device)], self._y[at.to(self._y.device)])
-        return StreamBatch(fetch(self._x, cast(list[int], at.tolist()), 0).to(self._y.device), self._y[at])
+            return StreamBatch(self._x[at.to(self._x.device)], self._y[at.to(self._y.device)], places=at)
+        x = fetch(self._x, cast(list[int], at.tolist()), 0).to(self._y.device)
+        return StreamBatch(x, self._y[at], places=at)
 
     def state_dict(self) -> dict[str, Any]:  # Any: numbers and tensors
         """How far it has come."""

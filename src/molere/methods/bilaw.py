@@ -70,6 +70,7 @@ class BiLAW(MetaWeights):
         def loss(x: Tensor) -> Tensor:
             return cross_entropy(run.classifier(x), batch.y).sum()
 
+        run.look_at(batch)  # the range of a channel is that of all examples
         start = 2 * torch.rand(batch.x.shape, generator=run.rng(purpose)).to(batch.x) - 1
         with run.classifier.at(None, evaluating=nn.Module):
             x = ascended(loss, batch.x, start, epsilon=self.epsilon, step_size=self.step_size, steps=self.steps)

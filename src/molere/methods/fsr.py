@@ -193,6 +193,7 @@ class FSR(Method[FSRState]):
 
     def mixture(self, run: Run, batch: Batch) -> tuple[Batch, Target]:
         """Each example mixed with another one of the batch, and its soft label; its own share is at least a half."""
+        run.look_at(batch)
         generator = run.rng("mixup")
         own = 1 - torch.rand(len(batch), generator=generator).pow(1 / self.mixup_alpha).to(run.device) / 2
         other = torch.randperm(len(batch), generator=generator).to(run.device)

@@ -182,7 +182,9 @@ class LRWOpt(Method[LRWOptState]):
         if self.exact_pass:
             index = torch.randint(len(run.pool), (size,), generator=generator).to(run.device)
             logits, features = run.predict(index)
-            return run.pool.y[index], features, cross_entropy(logits, run.pool.y[index])
+            losses = cross_entropy(logits, run.pool.y[index])
+            fine = run.rankable(losses, index)
+            return run.pool.y[index[fine]], features[fine], losses[fine]
         known = run.bank.known
         index = known[torch.randint(len(known), (size,), generator=generator).to(run.device)]
         return run.pool.y[index], run.bank.features_of(index), run.bank.losses[index]
@@ -190,6 +192,8 @@ class LRWOpt(Method[LRWOptState]):
     def generate_split(self, run: Run, state: LRWOptState) -> Split:
         """Line 4: the lowest train_probability below the threshold validates, at most delta of the pool."""
         p = self.train_probability(run, state)
+        fine = run.rankable(p)
+        p = torch.ones_like(p).index_copy(0, fine, p[fine])  # what cannot be ranked trains
         before = Split.of(state.warm, len(run.pool)) if run.split.is_empty_val else run.split
         decision = generate_split(p, run.pool.y, self.delta, self.threshold, self.min_val, before)
         val = (decision.split or before).val.cpu()

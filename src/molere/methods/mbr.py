@@ -58,7 +58,9 @@ class MBR(Method[MBRState]):
         margins = self.found(run)
         run.note(erm_margin=margins)
         run.log(erm_errors=float((margins < 0).float().mean()))
-        return MBRState(mean_one(self.raw(margins)))
+        weights, fine = torch.ones_like(margins), run.rankable(margins)
+        weights[fine] = mean_one(self.raw(margins[fine]))
+        return MBRState(weights)
 
     def found(self, run: Run) -> Float[Tensor, " N"]:
         """Margins of the pool: evaluation mode, no augmentation."""

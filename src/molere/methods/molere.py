@@ -136,13 +136,22 @@ class Molere(Method[MolereState]):
         if not run.passed(self.warmup):
             return
         state.scored = True
-        score = smr_score(state.early_loss, run.bank.features, run.bank.predicted, k=self.neighbours)
+        score = self.score(run, state)
         run.note(hardness=score)
         if state.weigher is None:
             state.weights = static_weights(score, self.strength).to(run.device)
         elif self.expect != "noise":
             state.part = hardest_share(score, self.delta).to(run.device)
         run.drop_bank()
+
+    def score(self, run: Run, state: MolereState) -> Tensor:
+        """Smoothed early hardness [N]; examples that cannot be ranked get the middle of it."""
+        losses, features, predicted = state.early_loss, run.bank.features, run.bank.predicted
+        fine = run.rankable(losses)
+        if len(fine) == len(losses):
+            return smr_score(losses, features, predicted, k=self.neighbours)
+        found = smr_score(losses[fine], features[fine], predicted[fine], k=self.neighbours)
+        return torch.full_like(losses, 0.5, dtype=found.dtype).index_copy(0, fine, found)
 
     def val_loss(self) -> Callable[[Tensor], Tensor]:
         """Mean, or without the largest tenth where labels are noisy."""

@@ -97,7 +97,7 @@ class RhoLoss(Method[RhoLossState]):
 
     def step(self, run: Run, state: RhoLossState, batch: Batch) -> Taken:
         """Select from many candidates, in place of the given batch, and train on those."""
-        many = run.candidates(self.size(run))
+        many = run.sound(run.candidates(self.size(run)))
         rho = run.losses(many, self.mode) - state.irreducible[many.index]  # 2
         best = largest(rho, many.index, min(run.batch_size, len(many)))
         chosen = taken_from(many, best)
