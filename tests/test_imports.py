@@ -178,6 +178,7 @@ ORDER = [
     "scouts",
     "run",
     "inputs",
+    "estimatorsettings",
     "estimatorfiles",
     "estimatordata",
     "estimatorresults",

@@ -132,7 +132,7 @@ def _fit(
     watching = [] if finished else guarded(track)
     summary: Mapping[str, float] = {}
     try:
-        with rng.seeded(None), PeakMemory(setup.device) as peak:
+        with torch.enable_grad(), rng.seeded(None), PeakMemory(setup.device) as peak:
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
             training = Training(setup, ScoutTrainer(setup, scouts), folder, (*observers, *watching))
             if folder is not None and resume == "auto":
