@@ -565,3 +565,16 @@ def test_a_pool_of_arrays_and_a_dataset_are_data_too() -> None:
         model = nn.Linear(4, 2)
         weigh = Reweighter("lrw-random", model, sgd(model), data=data, epochs=1, batch_size=16)
         assert len(weigh.split.val) == 9
+
+
+def test_a_loop_that_nothing_can_learn_in_is_refused() -> None:
+    x, y = POOL.batch(torch.arange(BATCH)).x.double(), POOL.y[:BATCH]
+    model = plain()
+    weigh = Reweighter("erm", model, sgd(model), logits=lambda out: out.detach())
+    with pytest.raises(ConfigError, match="^what logits= picks of Sequential has no gradient"):
+        weigh(x, y)
+    weigh = Reweighter("erm", model, sgd(model))
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"^torch.inference_mode is on"):
+        weigh(x, y)
+    with torch.no_grad():
+        assert torch.equal(weigh(x, y), torch.ones(BATCH, dtype=torch.float64))
