@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_the_wheel_installs_offline_and_three_lines_train_on_digits(ours: Path, 
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", *quiet, "--target", str(site), str(ours)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MOLERE"))}
     environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
-    options: dict[str, object] = {"capture_output": True, "text": True, "check": False, "cwd": away}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "cwd": away}
     installed = subprocess.run(pip, env=environment, **options)
     assert installed.returncode == 0, installed.stderr
     done = subprocess.run([sys.executable, "-P", "-c", THREE_LINES], env=environment, **options)

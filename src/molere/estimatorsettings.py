@@ -83,9 +83,8 @@ class _NotPlainError(Exception):
     """The value is none that JSON has."""
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        value = value.item()
+def _plain(given: object) -> object:
+    value: object = cast(Any, given).item() if isinstance(given, np.generic) else given
     if isinstance(value, float) and not math.isfinite(value):
         raise _NotPlainError
     if isinstance(value, str | int | float | bool | None):
