@@ -1,5 +1,8 @@
 """The estimator is one of scikit-learn's, by scikit-learn's own tests, and says what it learned of the examples."""
 
+import hashlib
+import json
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -22,6 +25,8 @@ from molere import LRW, MolereClassifier
 from molere.data.sparse import SparsePool
 from molere.data.weighted import WeightedPool
 from molere.errors import ConfigError, DataError, StorageError
+from molere.estimatorsettings import spec_of
+from molere.settings import make_method
 from molere.testing import rare_region
 
 NOT_PROMISED = {
@@ -159,6 +164,68 @@ def test_images_go_to_a_convolutional_network() -> None:
     clf = few(epochs=3, batch_size=32).fit(images, y[:300])
     assert any(isinstance(m, nn.Conv2d) for m in clf.module_.modules())
     assert clf.predict_proba(images[:5]).shape == (5, 10)
+
+
+def test_scikit_learns_own_images_are_learned_as_floats_of_any_range(tmp_path: Path) -> None:
+    digits = load_digits()
+    x, y = digits.images, digits.target
+    clf = MolereClassifier("erm", random_state=0, epochs=6).fit(x[:1200], y[:1200])
+    assert clf.score(x[1200:], y[1200:]) > 0.85
+    flat = MolereClassifier("erm", random_state=0, epochs=6).fit(digits.data[:1200], y[:1200])
+    np.testing.assert_allclose(clf.predict_proba(x[1200:]), flat.predict_proba(digits.data[1200:]), atol=1e-6)
+    clf.save(tmp_path / "saved")
+    np.testing.assert_array_equal(MolereClassifier.load(tmp_path / "saved").predict(x), clf.predict(x))
+    whole = MolereClassifier("erm", random_state=0, epochs=1).fit(x[:300].astype(np.int64), y[:300])
+    assert whole.predict_proba(x[:2].astype(np.int64)).shape == (2, 10)
+
+
+def test_sequences_reach_a_module_of_ones_own_as_they_are() -> None:
+    x = np.random.default_rng(0).normal(3, 5, (40, 6, 2))
+    clf = few(method="erm", model=Recurrent).fit(x, x[:, 0, 0] > 3)
+    with torch.no_grad():
+        expected = clf.module_(torch.from_numpy(x).float())
+    np.testing.assert_allclose(clf.decision_logits(x), expected.numpy(), atol=1e-6)
+
+
+class Recurrent(nn.Module):
+    """Its first state is float32, whatever its parameters are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.GRU(2, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(len(x), -1, 2)
+        return self.head(self.body(x, torch.zeros(1, len(x), 8))[0][:, -1])
+
+
+class Narrow(nn.Linear):
+    """Makes its inputs float32 itself."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().double())
+
+
+@pytest.mark.parametrize("model", [Narrow, Recurrent, Mixed])
+def test_a_module_that_trains_on_a_table_also_predicts(model: type[nn.Module], iris: Any, tmp_path: Path) -> None:
+    y = iris[1] > 0 if model is Recurrent else iris[1]
+    clf = few(method="erm", model=model).fit(iris[0], y)
+    assert clf.score(iris[0], y) > 0.5
+    clf.save(tmp_path / "saved")
+    back = MolereClassifier.load(tmp_path / "saved", model=model)
+    np.testing.assert_array_equal(back.predict_proba(iris[0]), clf.predict_proba(iris[0]))
 
 
 def test_token_ids_reach_a_module_of_ones_own_as_integers() -> None:
@@ -329,7 +396,162 @@ def test_a_damaged_file_is_named(tmp_path: Path, iris: Any) -> None:
         MolereClassifier.load(tmp_path / "nothing")
 
 
+def momentum(parameters: Any, lr: float, **_: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.5)
+
+
+def test_every_setting_comes_back_from_a_folder_or_is_asked_for(tmp_path: Path, iris: Any) -> None:
+    recipe = {"optimizer_args": {"betas": (0.9, 0.99)}, "grad_clip": np.float64(1), "dropout": 0.3}
+    given = {"epochs": np.int64(2), "optimizer": "AdamW", "lr": 0.01, "recipe": recipe, "method": LRW(q=2)}
+    few(**given).fit(*iris).save(tmp_path / "saved")
+    back = MolereClassifier.load(tmp_path / "saved")
+    recipe = {"optimizer_args": {"betas": [0.9, 0.99]}, "grad_clip": 1.0, "dropout": 0.3}
+    assert back.get_params() == few(**{**given, "epochs": 2, "recipe": recipe}).get_params()
+    assert isinstance(back.fit(*iris), MolereClassifier)
+    own = few(method=Mine(q=2), optimizer=momentum, random_state=np.random.RandomState(0)).fit(*iris)
+    own.save(tmp_path / "own")
+    objects = {name: own.get_params()[name] for name in ("method", "optimizer", "random_state")}
+    for name, kind in {"method": "Mine", "optimizer": "momentum", "random_state": "RandomState"}.items():
+        rest = {k: v for k, v in objects.items() if k != name}
+        line = rf"^{name} held something of yours \({kind}\), which is not stored: pass {name}=\.\.\.$"
+        with pytest.raises(ConfigError, match=line):
+            MolereClassifier.load(tmp_path / "own", **rest)
+    assert MolereClassifier.load(tmp_path / "own", **objects).get_params() == own.get_params()
+    with pytest.raises(ConfigError, match="^lr is none of what load asks for: leave it out"):
+        MolereClassifier.load(tmp_path / "own", **objects, lr=0.1)
+
+
+class Mine(LRW):
+    """A method that no name stands for."""
+
+
+def test_methods_are_stored_by_the_shortest_spec_that_makes_them() -> None:
+    assert spec_of(LRW(q=2)) == "lrw-random[q=2]"
+    assert spec_of(make_method("lrw-hard@paper[keep=true]")) is not None
+    for name in ("lrw-hard@paper[keep=true]", "lrwopt[delta=0.2]", "molere", "jtt[mode=weight]", "erm"):
+        spec = spec_of(method := make_method(name))
+        assert spec is not None
+        assert make_method(spec) == method
+    assert spec_of(Mine(q=2)) is None
+
+
+@pytest.mark.parametrize("broken", ["rename", "fsync"])
+def test_a_save_that_fails_leaves_the_one_before(
+    broken: str, tmp_path: Path, iris: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (few(method="erm", epochs=n).fit(*iris) for n in (1, 2))
+    first.save(tmp_path / "saved")
+    real = os.rename
+
+    def rename(old: Any, new: Any) -> None:
+        if Path(new) == tmp_path / "saved" and not str(old).endswith("-old"):
+            raise OSError(28, "No space left on device")
+        real(old, new)
+
+    def fsync(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, broken, {"rename": rename, "fsync": fsync}[broken])
+    with pytest.raises(StorageError, match=r"^cannot save to .*saved \(.*nothing was changed; give another folder$"):
+        second.save(tmp_path / "saved")
+    monkeypatch.undo()
+    assert MolereClassifier.load(tmp_path / "saved").epochs == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+    second.save(tmp_path / "saved")
+    assert MolereClassifier.load(tmp_path / "saved").epochs == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_that_holds_anything_else_is_refused(
+    tmp_path: Path, iris: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf = few(method="erm", epochs=1).fit(*iris)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("x")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "manifest.json").write_text('{"mine": 1}')
+    for name, held in {"thesis": "thesis.tex", "site": "manifest.json"}.items():
+        with pytest.raises(StorageError, match=rf"{name} holds {held}.*give an empty folder"):
+            clf.save(tmp_path / name)
+        assert [p.name for p in (tmp_path / name).iterdir()] == [held]
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(StorageError, match="is where this program works; give a folder in it"):
+        clf.save(".")
+
+
+def manifest_of(folder: Path) -> str:
+    names = ("estimator.json", "module.safetensors", "samples.parquet")
+    return json.dumps({n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("manifest.json", "{}", "does not list the files of a saved classifier"),
+        ("manifest.json", "[1]", "does not list the files of a saved classifier"),
+        ("manifest.json", "{", "not valid JSON"),
+        ("manifest.json", '{"estimator.json": "0"}', "does not list the files of a saved classifier"),
+        ("estimator.json", '{"format": 2}', r"is not as MolereClassifier.save leaves it \(KeyError"),
+        ("estimator.json", "[1]", "is not as MolereClassifier.save leaves it"),
+        ("estimator.json", '{"format": 1}', "is of format 1, this version reads 2; save the classifier again"),
+        ("estimator.json", '{"format": 9}', "is of format 9, this version reads 2; update molere"),
+    ],
+)
+def test_files_of_another_content_are_refused_in_one_line(
+    file: str, text: str, sentence: str, tmp_path: Path, iris: Any
+) -> None:
+    few(method="erm", epochs=1).fit(*iris).save(tmp_path)
+    (tmp_path / file).write_text(text)
+    if file != "manifest.json":
+        (tmp_path / "manifest.json").write_text(manifest_of(tmp_path))
+    with pytest.raises(StorageError, match=sentence) as caught:
+        MolereClassifier.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_into_a_module_leaves_that_module_as_it_is(tmp_path: Path, iris: Any) -> None:
+    few(method="erm", model=Narrow).fit(*iris).save(tmp_path)
+    mine = Narrow()
+    before = mine.weight.detach().clone()
+    back = MolereClassifier.load(tmp_path, model=mine)
+    assert torch.equal(mine.weight, before)
+    assert not torch.equal(back.module_.get_parameter("weight"), before)
+
+
 # ---- mistakes
+
+
+def test_a_folder_for_runs_is_for_one_of_them(tmp_path: Path, iris: Any) -> None:
+    few(method="erm", epochs=1, out=tmp_path / "run").fit(*iris)
+    other = few(method="erm", epochs=1, lr=0.01, out=tmp_path / "run")
+    hint = r"Set another folder by out=, or delete that one; a search or cross-validation trains several: out=None$"
+    with pytest.raises(StorageError, match=rf"holds another run: train.lr.*\. {hint}") as caught:
+        other.fit(*iris)
+    assert "--" not in str(caught.value)
+    clf = few(method="erm", epochs=1, out=tmp_path / "grid")
+    with pytest.raises(StorageError, match=hint):
+        GridSearchCV(clf, {"lr": [0.01, 0.1]}, cv=2, error_score="raise").fit(*iris)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("")
+    with pytest.raises(StorageError, match="is not empty and not a run of molere; choose a new folder by out="):
+        few(out=tmp_path / "full").fit(*iris)
+
+
+def detached(out: tuple[Tensor, Tensor]) -> Tensor:
+    return out[0].detach()
+
+
+def test_logits_that_nothing_can_learn_from_are_refused(iris: Any) -> None:
+    with pytest.raises(ConfigError, match="^what logits= picks of Pair has no gradient, so nothing would learn; pick"):
+        few(model=Pair, logits=detached).fit(*iris)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ConfigError, match="^torch.inference_mode is on, .*; train outside of it"),
+    ):
+        few().fit(*iris)
+    with torch.no_grad():
+        few(method="erm", epochs=1).fit(*iris)
 
 
 @pytest.mark.parametrize(

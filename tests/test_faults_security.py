@@ -3,10 +3,13 @@
 import ast
 import hashlib
 import io
+import json
 import pickle
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from molere.data.files import read
 from molere.data.named.cifars import human_labels
 from molere.data.pool import Data, TensorPool
 from molere.data.sources import load
-from molere.errors import MolereError
+from molere.errors import MolereError, StorageError
 from molere.models.weights import read_weights
 from molere.storage import RunFolder, read_samples
 from molere.storage.cache import ContentCache
@@ -162,11 +165,27 @@ def as_corrections(kind: str, ending: str) -> Callable[[bytes, Path], object]:
     return as_correction
 
 
-def as_a_classifier(content: bytes, folder: Path) -> object:
-    """What MolereClassifier.save leaves, its tensors replaced."""
-    (folder / "classifier.json").write_text("{}")
-    (folder / "module.safetensors").write_bytes(content)
-    return MolereClassifier.load(folder)
+@lru_cache
+def saved_classifier() -> dict[str, bytes]:
+    """The files that MolereClassifier.save writes."""
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        MolereClassifier("erm", epochs=1, model="linear").fit(x, x[:, 0] > 0).save(f"{folder}/saved")
+        return {p.name: p.read_bytes() for p in Path(folder, "saved").iterdir()}
+
+
+def as_a_part_of_a_classifier(name: str) -> Callable[[bytes, Path], object]:
+    """One file of a saved classifier, under a manifest that fits."""
+
+    def as_part(content: bytes, folder: Path) -> object:
+        files = {**saved_classifier(), name: content}
+        manifest = {n: hashlib.sha256(files[n]).hexdigest() for n in files if n != "manifest.json"}
+        for file, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+            (folder / file).write_bytes(data)
+        return MolereClassifier.load(folder)
+
+    as_part.__name__ = f"as_a_classifiers_{name}"
+    return as_part
 
 
 def as_the_state_of_a_run(content: bytes, folder: Path) -> object:
@@ -180,7 +199,7 @@ PLACES: list[Callable[[bytes, Path], object]] = [
     *map(as_weights, (".pt", ".pth", ".safetensors")), as_human_labels,
     *map(as_own_data, (".npz", ".parquet", ".feather", ".jsonl", ".svmlight")), as_an_image,
     as_corrections("labels", ".csv"), as_corrections("weights", ".parquet"), as_corrections("drop", ".txt"),
-    as_a_classifier, as_the_state_of_a_run,
+    as_a_part_of_a_classifier("module.safetensors"), as_the_state_of_a_run,
 ]  # fmt: skip
 
 
@@ -204,6 +223,22 @@ def test_pickles_that_run_code_are_refused_wherever_a_file_is_read(tmp_path: Pat
                 wrong.append(((place.__name__, kind), "it ran"))
             shutil.rmtree(folder)
     row.judge("S8", wrong, total)
+
+
+@pytest.mark.parametrize("name", ["module.safetensors", "samples.parquet", "estimator.json"])
+def test_a_classifiers_files_are_read_once_their_manifest_fits(name: str, tmp_path: Path) -> None:
+    """What was saved is loaded, and a pickle in its place is refused for what it is, after the manifest was passed."""
+    place = as_a_part_of_a_classifier(name)
+    assert isinstance(place(saved_classifier()[name], tmp_path), MolereClassifier)
+    refusals = {"module.safetensors": "SafetensorError", "samples.parquet": "as a table", "estimator.json": "JSON"}
+    for kind, content in bombs(tmp_path / "mark").items():
+        with pytest.raises(StorageError, match=refusals[name]):
+            place(content, tmp_path)
+        assert not (tmp_path / "mark").exists(), kind
+    if name == "module.safetensors":
+        other = safetensors.torch.save({"weight": torch.zeros(3)})
+        with pytest.raises(StorageError, match="the stored values do not fit"):
+            place(other, tmp_path)
 
 
 def test_the_bombs_go_off_where_they_are_read_carelessly(tmp_path: Path) -> None:

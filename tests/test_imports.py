@@ -180,6 +180,7 @@ ORDER = [
     "scouts",
     "run",
     "inputs",
+    "estimatorsettings",
     "estimatorfiles",
     "estimatordata",
     "estimatorresults",

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,18 +41,50 @@ def wheel(project: Path, folder: Path) -> Path:
 # ---- ours
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel(ROOT, tmp_path)) as file:
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(ours: Path) -> None:
+    with zipfile.ZipFile(ours) as file:
         names = {n for n in file.namelist() if ".dist-info/" not in n}
         meta = {
             Path(n).name: file.read(n).decode() for n in file.namelist() if n.endswith(("METADATA", "entry_points.txt"))
         }
     source = ROOT / "src"
-    ours = {p.relative_to(source).as_posix() for p in (source / "molere").rglob("*") if p.is_file()}
-    assert names == {n for n in ours if "__pycache__" not in n}
+    files = {p.relative_to(source).as_posix() for p in (source / "molere").rglob("*") if p.is_file()}
+    assert names == {n for n in files if "__pycache__" not in n}
     assert {"molere/schema.json", "molere/estimator.py", "molere/py.typed"} <= names
     assert "molere = molere.cli:main" in meta["entry_points.txt"]
     assert "Requires-Dist: lightning" not in meta["METADATA"].replace("; extra", " extra").split("Provides-Extra")[0]
+
+
+THREE_LINES = """
+from sklearn.datasets import load_digits
+from molere import MolereClassifier
+x, y = load_digits(return_X_y=True)
+clf = MolereClassifier(random_state=0, epochs=2).fit(x[:1200], y[:1200])
+import molere; print(molere.__file__); print(clf.score(x[1200:], y[1200:]))
+"""
+
+
+def test_the_wheel_installs_offline_and_three_lines_train_on_digits(ours: Path, tmp_path: Path) -> None:
+    """Away from the sources, with nothing but the wheel and the packages that it depends on."""
+    site, away = tmp_path / "site", tmp_path / "away"
+    away.mkdir()
+    quiet = ["--quiet", "--no-compile", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", *quiet, "--target", str(site), str(ours)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MOLERE"))}
+    environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "cwd": away}
+    installed = subprocess.run(pip, env=environment, **options)
+    assert installed.returncode == 0, installed.stderr
+    done = subprocess.run([sys.executable, "-P", "-c", THREE_LINES], env=environment, **options)
+    assert done.returncode == 0, done.stderr
+    where, accuracy = done.stdout.split()
+    assert Path(where).is_relative_to(site)
+    assert float(accuracy) > 0.7
 
 
 # ---- a stranger's

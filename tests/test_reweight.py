@@ -613,3 +613,16 @@ def test_losses_that_grew_too_large_are_not_answered_with_settings_of_fit() -> N
     ) as caught:
         weigh(b.x.double(), b.y)
     assert "train." not in str(caught.value)
+
+
+def test_a_loop_that_nothing_can_learn_in_is_refused() -> None:
+    x, y = POOL.batch(torch.arange(BATCH)).x.double(), POOL.y[:BATCH]
+    model = plain()
+    weigh = Reweighter("erm", model, sgd(model), logits=lambda out: out.detach())
+    with pytest.raises(ConfigError, match="^what logits= picks of Sequential has no gradient"):
+        weigh(x, y)
+    weigh = Reweighter("erm", model, sgd(model))
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"^torch.inference_mode is on"):
+        weigh(x, y)
+    with torch.no_grad():
+        assert torch.equal(weigh(x, y), torch.ones(BATCH, dtype=torch.float64))

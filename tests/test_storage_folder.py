@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from molere.errors import StorageError
-from molere.storage import FileLock, MetricsFile, RunFolder, append_event, read_json, write_bytes, write_json
+from molere.storage import (
+    FileLock,
+    MetricsFile,
+    RunFolder,
+    append_event,
+    read_json,
+    save_checkpoint,
+    write_bytes,
+    write_json,
+)
 
 HOLD = """
 import sys, time
@@ -300,3 +311,43 @@ def test_events_are_appended_with_the_time_after_a_line_that_was_cut(tmp_path: P
     assert json.loads(first).keys() == {"time", "event", "seed"}
     assert cut == '{"time": "20'
     assert json.loads(last)["loss"] is None
+
+
+# ---- what survives the machine
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is made durable and renamed, in order: `file` and `folder` by what fsync was called on."""
+    seen, sync, replace, rename = list[str](), os.fsync, os.replace, os.rename
+
+    def fsync(fd: int) -> None:
+        seen.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        sync(fd)
+
+    def moved(move: Callable[..., None], old: object, new: object) -> None:
+        seen.append("rename")
+        move(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", partial(moved, replace))
+    monkeypatch.setattr(os, "rename", partial(moved, rename))
+    return seen
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders can be opened on POSIX systems only")
+def test_a_file_is_durable_before_it_takes_its_name_and_the_name_after(tmp_path: Path, order: list[str]) -> None:
+    write_bytes(tmp_path / "file", b"content")
+    assert order == ["file", "rename", "folder"]
+    order.clear()
+    write_bytes(tmp_path / "file", b"content", fsync=False)
+    assert order == ["rename"]
+    order.clear()
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(2)})
+    assert order[:6] == ["file", "file", "file", "folder", "rename", "folder"]
+    order.clear()
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.append({"update": 1, "loss": 0.5})
+    order.clear()
+    metrics.sync()
+    assert order[0] == "file"

@@ -117,6 +117,24 @@ def attempted(module: nn.Module, x: Tensor) -> object:
         raise ConfigError(f"{name} fails on {given} ({said}); give a module for such inputs, or change them") from error
 
 
+def check_learns(module: nn.Module, logits: Tensor) -> None:
+    """ConfigError for logits, made with gradients enabled, that no gradient goes through."""
+    check_mode()
+    if logits.requires_grad:
+        return
+    name = type(module.module if isinstance(module, Adapted) else module).__name__
+    hint = "the output of its last layer, not detached nor made under torch.no_grad"
+    if isinstance(module, Adapted) and module.read is not None:
+        raise ConfigError(f"what logits= picks of {name} has no gradient, so nothing would learn; pick {hint}")
+    raise ConfigError(f"the logits of {name} have no gradient, so nothing would learn; return {hint}")
+
+
+def check_mode() -> None:
+    """ConfigError under torch.inference_mode."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("torch.inference_mode is on, under which nothing can learn; train outside of it")
+
+
 def reading(model: nn.Module | Callable[[], nn.Module] | str | None, read: Read) -> Callable[[], nn.Module]:
     """A factory of `Adapted` modules, under the model's own name; ConfigError for a model named by a string."""
     if model is None or isinstance(model, str):

@@ -19,10 +19,11 @@ from sklearn.utils.validation import check_is_fitted  # pyright: ignore[reportUn
 from torch import Tensor, nn
 
 from molere import inputs, settings
-from molere.estimatordata import Given, prepared, recipe_of
+from molere.estimatordata import Given, in_own_words, prepared, recipe_of
 from molere.estimatorresults import Known
 from molere.inputs import Inputs, InvalidInput, Matrix, shown
 from molere.method import Method
+from molere.models import Classifier
 from molere.recipe import Recipe
 from molere.result import Result
 from molere.run import fit
@@ -40,18 +41,20 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         method: a name such as `lrw-hard`, `mwn[q=5]` or `lrwopt@paper`, or a Method.
         model: a name, a module (copied), or a factory of modules: the module's class, or a function without
-            arguments. None: `mlp` for tables, `cnn` for images.
+            arguments. None: `cnn` for images, `mlp` for tables and all else, such as floats [N, H, W].
         logits: where the logits are in what the module returns, if it returns more: `lambda out: out[0]`.
         epochs: passes over the data. None: as many as make 1,000 updates, at least 10 and at most 100.
         batch_size: examples in a batch; all of them, if there are fewer.
         optimizer, lr, weight_decay: of the model; a name of torch.optim, or a callable.
         recipe: further settings of training, by name, as `{"grad_clip": 1.0}` (see Recipe).
-        scale: shift and scale each column of a table to mean 0 and deviation 1 (sparse: scale only). Other inputs,
-            and tables with scale=False, go to the model as they are: floats as float32, integers as integers, and
-            uint8 images [N, C, H, W] or [N, H, W] over 255.
+        scale: shift and scale each column of a table to mean 0 and deviation 1 (sparse: scale only), and likewise each
+            place of numbers [N, H, W] that are no uint8, unless the module is your own. Other inputs, and all with
+            scale=False, go to the model as they are: floats as float32, integers as integers, and uint8 images
+            [N, C, H, W] or [N, H, W] over 255.
         device: auto, cpu, cuda or cuda:N.
         random_state: a number makes `fit` repeatable.
-        out: folder of the run (checkpoints, metrics, samples); None: nothing is kept.
+        out: folder of the run (checkpoints, metrics, samples); None: nothing is kept. Each fit needs one of its own, so
+            that a search goes with None.
         verbose: 1 shows progress on standard error: a bar on a terminal, else a line every ten seconds.
 
     Attributes:
@@ -160,7 +163,8 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels = cast(Labels, x.y)
         check_classification_targets(labels)
         self.classes_, codes = np.unique(labels, return_inverse=True)
-        self._inputs = Inputs.fitted(x.matrix, scale=self.scale)
+        own = self.model is not None and not isinstance(self.model, str)
+        self._inputs = Inputs.fitted(x.matrix, scale=self.scale, own_module=own)
         kept = inputs.positive(sample_weight, x.matrix)
         if len(trained := self.classes_[np.unique(codes[kept[0]])]) < 2:
             raise InvalidInput(
@@ -169,17 +173,18 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given = Given(x.matrix, codes, *kept, self._validation(X_val, y_val), groups, len(self.classes_))
         method, data = prepared(settings.method_of(self.method), given, self._inputs)
         seed = int(random_state_of(self.random_state).randint(2**31 - 1))
-        self.result_ = fit(
-            method,
-            data=data,
-            model=self.model,
-            logits=self.logits,
-            recipe=self._recipe(len(data.train)),
-            seed=seed,
-            out=self.out,
-            progress=bool(self.verbose),
-            label=self.method if isinstance(self.method, str) else None,
-        )
+        with in_own_words():
+            self.result_ = fit(
+                method,
+                data=data,
+                model=self.model,
+                logits=self.logits,
+                recipe=self._recipe(len(data.train)),
+                seed=seed,
+                out=self.out,
+                progress=bool(self.verbose),
+                label=self.method if isinstance(self.method, str) else None,
+            )
         self.module_ = self.result_.classifier
         self._learn_of_examples(self.result_, inputs.count(x.matrix))
         return self
@@ -206,14 +211,18 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.hard_examples_, self.suspects_ = known.hard(), known.suspects()
 
     def decision_logits(self, X: Any) -> npt.NDArray[np.float64]:
-        """Logits [n, classes] of the fitted module in evaluation mode; tables on a CPU in float64."""
+        """Logits [n, classes] of the fitted module in evaluation mode.
+
+        On a CPU models of this library take tables in float64, so that an example's logits do not depend on the batch
+        that it comes in; a module of your own works as it was trained.
+        """
         check_is_fitted(self, "module_")
         self._inputs.check_shape(X)
         x = inputs.validated(self, X, reset=False)
         pool = self._inputs.pool(x.matrix, np.arange(inputs.count(x.matrix)) % 2, classes=2)
         model = self.module_
         device = next(model.parameters()).device
-        double = device.type == "cpu" and self._inputs.is_table
+        double = device.type == "cpu" and isinstance(model, Classifier) and not self._inputs.are_images
         wide = inputs.twin(model, torch.float64) if double else model
         wide.eval()
         with torch.no_grad():
@@ -233,7 +242,11 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.classes_[places]
 
     def save(self, folder: str | Path) -> None:
-        """Write the fitted classifier to a folder: safetensors and JSON, no pickle; StorageError if it is in use."""
+        """Write the fitted classifier to a folder: safetensors and JSON, no pickle.
+
+        The folder is new, empty, or of a classifier that was saved before, which is replaced once all is written;
+        StorageError for another.
+        """
         from molere import estimatorfiles
 
         estimatorfiles.save(self, Path(folder))
@@ -246,15 +259,23 @@ class MolereClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model: Model | None = None,
         logits: Callable[[Any], Tensor] | None = None,
         method: Literal["stored"] | Method[Any] = "stored",
+        **settings: Any,
     ) -> "MolereClassifier":
-        """A fitted classifier from its folder.
+        """A fitted classifier from its folder; StorageError for a damaged one.
+
+        What is not stored is asked for in one line, a ConfigError: code of yours, and objects that are neither numbers,
+        texts, lists nor mappings of such.
 
         Args:
             folder: what `save` wrote.
             model: the module's class or another factory, if it was your own: code is not stored.
             logits: the function that reads its output, if there was one.
-            method: the Method, if it was an object and is to be trained again.
+            method: the Method, if it was an object that no spec such as `lrw-hard[q=2]` stands for.
+            settings: other settings that are asked for: an optimizer or a recipe with functions, a RandomState.
         """
         from molere import estimatorfiles
 
-        return estimatorfiles.load(cls, Path(folder), model, logits, None if method == "stored" else method)
+        stored = None if isinstance(method, str) else method
+        given: dict[str, Any] = {"model": model, "logits": logits, "method": stored}
+        given = {name: value for name, value in given.items() if value is not None}
+        return estimatorfiles.load(cls, Path(folder), {**given, **settings})

@@ -1,7 +1,9 @@
 """What the estimator trains on: arrays, weights, groups and validation data as a method, pools and a recipe."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from molere import holdouts, inputs
 from molere.data.pool import Data, Pool
 from molere.data.weighted import WeightedPool
-from molere.errors import ConfigError
+from molere.errors import ConfigError, StorageError
 from molere.fields import build
 from molere.inputs import Inputs, Matrix
 from molere.method import Method
@@ -24,6 +26,16 @@ UPDATES = 1000
 
 EPOCHS = (10, 100)
 """Fewest and most epochs that it takes for them."""
+
+WORDS = (
+    (
+        r"Choose another folder with --out, start over .*",
+        "Set another folder by out=, or delete that one; a search or cross-validation trains several: out=None",
+    ),
+    (r"with --out", "by out="),
+    (r"start anew with --resume never", "delete the folder to start anew"),
+)
+"""Advice on folders: the program's options, and what to do with the estimator."""
 
 Codes = npt.NDArray[np.int64]
 
@@ -85,6 +97,20 @@ def recipe_of(said: Mapping[str, object], more: Mapping[str, object], size: int)
         per_epoch = max(1, size // max(1, cast(int, stated["batch_size"]))) if isinstance(batch, int) else 1
         stated["epochs"] = min(max(math.ceil(UPDATES / per_epoch), EPOCHS[0]), EPOCHS[1])
     return build(Recipe, stated, "recipe")
+
+
+@contextmanager
+def in_own_words() -> Generator[None]:
+    """What is wrong with the folder of a run, said with the estimator's settings in place of the program's options."""
+    try:
+        yield
+    except StorageError as error:
+        said = str(error)
+        for of_program, of_estimator in WORDS:
+            said = re.sub(of_program, of_estimator, said)
+        if said == str(error):
+            raise
+        raise StorageError(said) from error
 
 
 def _plain(value: object) -> object:

@@ -144,13 +144,14 @@ def twin(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def cast_like(x: Tensor, model: nn.Module) -> Tensor:
-    """Floats in the type of the module's parameters, other inputs as they are."""
-    return x.to(next(model.parameters()).dtype) if x.is_floating_point() else x
+    """Floats as in training: float64 for a module whose first trained parameter is; other inputs as they are."""
+    first = next((p for p in model.parameters() if p.requires_grad), None)
+    return x.double() if x.is_floating_point() and first is not None and first.dtype == torch.float64 else x
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was learned about X in `fit`: (x - shift) / scale by columns; neither for anything but a table."""
+    """What was learned about X in `fit`: (x - shift) / scale, for each column of a table or place of an example."""
 
     shape: tuple[int, ...]
     """Of one example."""
@@ -160,12 +161,16 @@ class Inputs:
     scale: npt.NDArray[np.float64] | None = None
 
     @classmethod
-    def fitted(cls, matrix: Matrix, *, scale: bool) -> "Inputs":
-        """Means and deviations of a table's columns; of a sparse one the largest absolute values alone."""
+    def fitted(cls, matrix: Matrix, *, scale: bool, own_module: bool = False) -> "Inputs":
+        """Means and deviations of a table's columns; of a sparse one the largest absolute values alone.
+
+        Other numbers than images, such as floats [N, H, W], have them by places [H, W], unless a module of one's own
+        takes them.
+        """
         shape = tuple(int(k) for k in matrix.shape[1:])
-        images = len(shape) in (2, 3) and matrix.dtype == np.uint8
-        if not scale or len(shape) != 1:
-            return cls(shape, images)
+        made = cls(shape, len(shape) in (2, 3) and matrix.dtype == np.uint8)
+        if not scale or made.are_images or (own_module and not made.is_table):
+            return made
         if scipy.sparse.issparse(matrix):
             largest = np.asarray(abs(matrix).max(axis=0).todense(), np.float64).ravel()
             return cls(shape, False, None, np.where(largest > 0, largest, 1.0))

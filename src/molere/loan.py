@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from molere import rng
-from molere.adapters import Adapted, Packed, Read, attempted
+from molere.adapters import Adapted, Packed, Read, attempted, check_learns, check_mode
 from molere.borrowed import Borrowed, Stream, Theirs, without_data
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, DataError
@@ -65,12 +65,15 @@ class Loan:
 
     def classes(self, x: Tensor) -> int:
         """The number of classes, by the module's output for the first batch."""
+        check_mode()
         module = self.module(isinstance(x, Packed))
         first = next(module.parameters())
-        with rng.seeded(None), torch.no_grad(), Learner("probe", module, self.optimizer).at(evaluating=nn.Module):
+        with rng.seeded(None), torch.enable_grad(), Learner("probe", module, self.optimizer).at(evaluating=nn.Module):
             x = x.to(first.device)
             out = attempted(module, x.to(first.dtype) if x.is_floating_point() else x)
-        return classes_of(out, len(x), module)
+        classes = classes_of(out, len(x), module)
+        check_learns(module, cast(Tensor, out))
+        return classes
 
     def method(self, method: Method[Any]) -> Method[Any]:  # Any: of whatever state
         """The method as it works here: without a pool, what validates comes from val=."""

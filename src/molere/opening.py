@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from molere import rng
-from molere.adapters import attempted, hint
+from molere.adapters import attempted, check_learns, check_mode, hint
 from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, ResourceError
 from molere.identity import plain
@@ -158,8 +158,9 @@ def _compiler(recipe: Recipe) -> str | None:
 
 def _check_outputs(model: nn.Module, pool: Pool, device: torch.device) -> None:
     """ConfigError unless the module gives logits [n, c] for at least the classes of the pool."""
+    check_mode()
     model.eval()
-    with torch.no_grad(), rng.seeded(0):
+    with torch.enable_grad(), rng.seeded(0):
         x = pool.batch(torch.arange(min(2, len(pool)), device=pool.y.device)).x.to(device)
         double = next(model.parameters()).dtype == torch.float64
         out = attempted(model, x.double() if double and x.is_floating_point() else x)
@@ -174,3 +175,4 @@ def _check_outputs(model: nn.Module, pool: Pool, device: torch.device) -> None:
         last = f"example {int(pool.y.argmax())} has label {int(pool.y.max())}"
         given = f"{name} has {out.shape[1]} outputs for {pool.num_classes} classes ({last})"
         raise ConfigError(f"{given}; give it {pool.num_classes} outputs, or mend the labels")
+    check_learns(model, out)

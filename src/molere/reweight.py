@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from molere import rng, settings
-from molere.adapters import Inputs, Packed, Read
+from molere.adapters import Inputs, Packed, Read, check_mode
 from molere.borrowed import Borrowed, Handed, StreamBatch, without_data
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, NumericsError
@@ -214,6 +214,7 @@ class Reweighter:
     # ---- a step of the method
 
     def _turn(self, x: Inputs, y: Tensor, val: Labelled | None, index: Tensor | None, *, itself: bool) -> Handed:
+        check_mode()
         given = labelled(x, y)
         run = self._open(given.x, len(given))
         check_classes(given.y, run.pool.num_classes)

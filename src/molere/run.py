@@ -133,7 +133,7 @@ def _fit(
     summary: Mapping[str, float] = {}
     training: Training | None = None
     try:
-        with rng.seeded(None), PeakMemory(setup.device) as peak:
+        with torch.enable_grad(), rng.seeded(None), PeakMemory(setup.device) as peak:
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
             training = Training(setup, ScoutTrainer(setup, scouts), folder, (*observers, *watching))
             if folder is not None and resume == "auto":

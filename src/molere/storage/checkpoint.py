@@ -66,7 +66,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any] | Frozen, 
         remove_leftovers(folder)
         if files.free_bytes(folder) < size:
             raise files.out_of_space(target, size)
-        _write_folder(target, contents, fsync)
+        write_folder(target, contents, fsync=fsync)
     except OSError as error:
         raise files.storage_error(error, target, size) from error
     files.write_bytes(folder / "LATEST", f"{target.name}\n".encode(), fsync=False)  # no harm if lost
@@ -148,8 +148,10 @@ def _blame(path: Path, manifest: bytes, data: Mapping[str, bytes]) -> str:
     return f"{path / 'manifest.json'} is damaged"
 
 
-def _write_folder(target: Path, contents: Mapping[str, bytes], fsync: bool) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+def write_folder(target: Path, contents: Mapping[str, bytes], *, fsync: bool = True, prefix: str = _TEMPORARY) -> None:
+    """Put a folder of these files in its place at once, also in that of another; raises OSError, and leaves that."""
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    before = temporary.with_name(f"{temporary.name}-old")
     try:
         for name, data in contents.items():
             files.write_new(temporary / name, data, fsync=fsync)
@@ -157,14 +159,16 @@ def _write_folder(target: Path, contents: Mapping[str, bytes], fsync: bool) -> N
         if fsync:
             files.fsync_folder(temporary)
         if target.exists():  # saved before, by a run that then went back to an earlier step
-            target.rename(temporary.with_name(f"{temporary.name}-old"))
+            target.rename(before)
         temporary.rename(target)
         if fsync:
             files.fsync_folder(target.parent)
     except BaseException:
+        if before.exists() and not target.exists():
+            before.rename(target)
         _delete(temporary)
         raise
-    _delete(temporary.with_name(f"{temporary.name}-old"))
+    _delete(before)
 
 
 def _umask() -> int:

@@ -23,6 +23,11 @@ def write_samples(path: Path, columns: Mapping[str, Column]) -> None:
     Equal columns give equal bytes. Raises ValueError when `sample_id` is missing or repeated, or
     lengths differ.
     """
+    files.write_bytes(path, samples_bytes(columns))
+
+
+def samples_bytes(columns: Mapping[str, Column]) -> bytes:
+    """The content of such a file."""
     arrays = {name: _array(column) for name, column in columns.items()}
     if "sample_id" not in arrays or len({len(a) for a in arrays.values()}) != 1:
         lengths = {name: len(a) for name, a in arrays.items()}
@@ -31,16 +36,20 @@ def write_samples(path: Path, columns: Mapping[str, Column]) -> None:
     ids = arrays["sample_id"][order]
     if (ids[1:] == ids[:-1]).any():
         raise ValueError("samples need each sample_id once")
-    write_table(path, {name: a[order] for name, a in arrays.items()})
+    return _table_bytes({name: a[order] for name, a in arrays.items()})
 
 
 def write_table(path: Path, columns: Mapping[str, Column]) -> None:
     """Replace a Parquet file (zstd) by columns of equal length, rows as they come; equal columns give equal bytes."""
+    files.write_bytes(path, _table_bytes(columns))
+
+
+def _table_bytes(columns: Mapping[str, Column]) -> bytes:
     arrow, parquet = _arrow()
     table = arrow.table({name: arrow.array(_array(column)) for name, column in columns.items()})
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    files.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_samples(path: Path) -> dict[str, npt.NDArray[Any]]:
