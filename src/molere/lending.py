@@ -14,7 +14,6 @@ from molere.borrowed import Borrowed, Handed
 from molere.data.pool import DatasetPool, Pool, TensorPool
 from molere.errors import ConfigError
 from molere.fields import build
-from molere.models import head_of
 from molere.recipe import Recipe
 from molere.steps import chunks
 
@@ -82,14 +81,6 @@ def classes_of(out: object, n: int, module: nn.Module) -> int:
         given = f"{name} gives {list(out.shape)} for {n} examples"
         raise ConfigError(f"{given}, expected logits [{n}, classes]; say with logits= where they are")
     return out.shape[1]
-
-
-def head_or_none(module: nn.Module) -> nn.Module | None:
-    """The head, or none; methods that need one say so."""
-    try:
-        return head_of(module)[1]
-    except ConfigError:
-        return None
 
 
 def pool_of(data: Any) -> Pool:  # Any: as Reweighter takes it

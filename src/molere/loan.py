@@ -17,9 +17,10 @@ from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, DataError
 from molere.holdouts import Given
 from molere.learner import Learner
-from molere.lending import ENDLESS, LOOPS, built, classes_of, head_or_none, recipe_of
+from molere.lending import ENDLESS, LOOPS, built, classes_of, recipe_of
 from molere.method import Method
 from molere.methods.control import Drop
+from molere.models import head_or_none
 from molere.opening import Setup, check_trained
 from molere.recipe import Recipe
 from molere.rundata import Lent
