@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
@@ -65,6 +66,20 @@ class EpochBatches(Iterable[list[int]]):
         for update in range(run.updates, run.updates + len(self) // run.micros):
             index = run.positions(update, run.batch_size * run.micros)
             yield from (cast(list[int], part.tolist()) for part in chunks(index, run.batch_size))
+
+
+def notice_steps(optimizer: torch.optim.Optimizer, run: Borrowed) -> None:
+    """Tell a run of each step of its owner's optimiser, as long as there is the run; ConfigError if that cannot be."""
+    if not hasattr(optimizer, "register_step_post_hook"):
+        given = f"{type(optimizer).__name__} does not tell of its steps"
+        raise ConfigError(f"{given}, which accumulate= needs; derive it from torch.optim.Optimizer")
+    told = weakref.ref(run)
+
+    def stepped(*_: object) -> None:
+        if (known := told()) is not None:
+            known.stepped()
+
+    weakref.finalize(run, optimizer.register_step_post_hook(stepped).remove).atexit = False
 
 
 def weights_of(handed: Handed) -> Tensor:
