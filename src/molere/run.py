@@ -131,6 +131,7 @@ def _fit(
     finished = folder is not None and folder.is_done
     watching = [] if finished else guarded(track)
     summary: Mapping[str, float] = {}
+    training: Training | None = None
     try:
         with rng.seeded(None), PeakMemory(setup.device) as peak:
             scouts = cache or ContentCache(None if folder is None else folder.path / "cache")
@@ -159,7 +160,9 @@ def _fit(
             with contextlib.suppress(StorageError):  # a full disk, most likely: the error that counts is on its way
                 _write_out(folder)
                 folder.log(state, error=f"{type(error).__name__}: {error}")
-                folder.set_status(state, exit_code=getattr(error, "exit_code", 130 if state == "interrupted" else 1))
+                far = {} if training is None else {"updates": training.run.updates, "of": training.run.budget}
+                code = getattr(error, "exit_code", 130 if state == "interrupted" else 1)
+                folder.set_status(state, exit_code=code, **far)
         raise
     finally:
         for tracker in watching:
