@@ -1,6 +1,7 @@
 """A stand-in for training in tests of comparisons: importable by worker processes, and told what to do by a variable.
 
-STUB holds words: fail:LABEL:SEED, kill:LABEL:SEED, data (loading fails), slow (each run takes a minute), die (cannot be
+STUB holds words: fail:LABEL:SEED, kill:LABEL:SEED, data (loading fails), slow (each run takes a minute), stuck (it
+also ends for a second signal only), die (cannot be
 imported). Runs append a line to STUB_LOG.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from molere import signals
 from molere.errors import DataError, NumericsError
 
 ORDERS = os.environ.get("STUB", "").split()
@@ -58,6 +60,13 @@ def fit(
         raise NumericsError(f"the loss of {label} is no longer finite")
     if "slow" in orders:
         time.sleep(60)
+    if "stuck" in orders:
+        with signals.looking():
+            try:
+                time.sleep(60)
+            except signals.Stopped as stopped:
+                note(f"ended {stopped.exit_code}")
+                raise
     stored = result(label, seed)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -438,6 +438,25 @@ def test_workers_end_with_their_parent_and_the_comparison_continues(
     assert len(found.results) == 4
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals of POSIX")
+def test_a_second_ctrl_c_ends_workers_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ctrl-C goes to all of them; workers leave it to the parent, and learn from it which signal it was."""
+    monkeypatch.setenv("STUB", "stuck")
+    parent = subprocess.Popen(script(tmp_path), stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: len(noted()) == 2)
+    workers = [int(line[4]) for line in noted()]
+    time.sleep(0.5)
+    os.killpg(parent.pid, signal.SIGINT)
+    time.sleep(1)
+    assert all(map(alive, [parent.pid, *workers]))  # they save
+    began = time.monotonic()
+    os.killpg(parent.pid, signal.SIGINT)
+    parent.wait(30)
+    assert time.monotonic() - began < 4
+    assert not any(map(alive, workers))
+    assert [line for line in noted() if line[0] == "ended"] == [["ended", "130"]] * 2
+
+
 # ---- with real training
 
 

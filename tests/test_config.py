@@ -1,5 +1,6 @@
 """Strict settings files, overrides, and layers of settings."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -120,6 +121,18 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory: pytest.Temp
 @given(st.text(alphabet="ab:{}[]&*!-?,#|>'\"\\ \n\t0.%@`", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     assert refusal(parse_yaml, text) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: a pipe or a device, expected a regular file" in refusal(read_yaml, tmp_path / "pipe")
+
+
+def test_very_many_repeated_keys_are_counted() -> None:
+    *told, last = sentence("a: 1\n" * 501).splitlines()
+    assert len(told) == 20
+    assert last == "file: and 480 more mistakes"
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Each works at all three levels of use, or one line says what to change.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,20 +162,75 @@ class Tied(nn.Module):
         return self.last(self.first(x).relu())
 
 
+class Convolutional(nn.Module):
+    """A 1x1 convolution and a mean over positions: no layer to take as a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Conv1d(1, 6, 3, padding=1), nn.Conv1d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x.unsqueeze(1)).relu()).mean(2)
+
+
+READ_NO_FEATURES = [
+    "erm", "mwn", "l2r", "gdw", "bilaw", "maple", "mbr", "rho-loss", "jtt", "cvar", "upweight",
+    "lrw-random[weights.network=signals]", "molere",
+]  # fmt: skip
+READ_FEATURES = [
+    "lrw-easy", "lrw-random", "lrw-hard@paper", "lrwopt", "stablenet", "fsr", "molere[mode=learned]",
+    "l2r[last_layer_only=true]", "mwn[holdout=learned]",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("make", "settings", "sentence"),
+    ("make", "method"), [*((Convolutional, m) for m in READ_NO_FEATURES), *((Tied, m) for m in ("mwn", "l2r", "bilaw"))]
+)
+def test_without_a_head_methods_that_read_no_features_train(make: Callable[[], nn.Module], method: str) -> None:
+    result = fit(method, data=DATA, model=make, recipe={"epochs": 2, "batch_size": 16})
+    assert result.updates > 0
+    assert all(p.isfinite().all() for p in result.classifier.parameters())
+
+
+def test_without_a_head_the_estimator_and_its_file_work(tmp_path: Path) -> None:
+    clf = MolereClassifier("mwn", model=Convolutional, epochs=2, batch_size=16, random_state=0).fit(
+        X.numpy(), Y.numpy()
+    )
+    weights = tmp_path / "weights.pt"
+    torch.save(Convolutional().state_dict(), weights)
+    recipe = {"epochs": 1, "batch_size": 16, "weights": str(weights)}
+    assert fit("erm", data=DATA, model=Convolutional, recipe=recipe).updates > 0
+    np.testing.assert_allclose(clf.predict_proba(X.numpy()).sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", READ_FEATURES)
+def test_without_a_head_methods_that_read_features_say_so_before_they_train(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("something was trained first")
+
+    monkeypatch.setattr("molere.learner.Learner.step", forbidden)
+    with pytest.raises(ConfigError, match="head|linear layer") as told:
+        fit(method, data=DATA, model=Convolutional, recipe={"epochs": 2, "batch_size": 16})
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "settings", "sentence"),
     [
         (
+            "erm",
             GivesTuple,
             {},
             r"^GivesTuple returns a tuple, expected logits \[n, classes\]; say .*: logits=lambda out: out\[0\]$",
         ),
-        (GivesDict, {}, r'^GivesDict returns a dict.*: logits=lambda out: out\["logits"\]$'),
-        (Tied, {}, r"^Tied shares the weight of its last nn.Linear, 'last': give it `features`"),
-        (frozen_whole, {}, r"^Sequential has no parameter that is trained; unfreeze"),
-        ("mlp", {"logits": first}, r"^logits= is for a module of yours; the model 'mlp' gives logits already"),
+        ("erm", GivesDict, {}, r'^GivesDict returns a dict.*: logits=lambda out: out\["logits"\]$'),
+        ("lrw-random", Tied, {}, r"^Tied shares the weight of its last nn.Linear, 'last': give it `features`"),
+        ("erm", frozen_whole, {}, r"^Sequential has no parameter that is trained; unfreeze"),
+        ("erm", "mlp", {"logits": first}, r"^logits= is for a module of yours; the model 'mlp' gives logits already"),
     ],
 )
-def test_what_does_not_work_says_what_to_change(make: Any, settings: Any, sentence: str) -> None:
+def test_what_does_not_work_says_what_to_change(method: str, make: Any, settings: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        fit("erm", data=DATA, model=make, recipe={"epochs": 1, "batch_size": 16}, **settings)
+        fit(method, data=DATA, model=make, recipe={"epochs": 1, "batch_size": 16}, **settings)

@@ -169,6 +169,8 @@ def test_a_signal_saves_the_run_and_ends_it_with_its_code(
         told = json.loads((out / "status.json").read_text())
         if (code, told["exit_code"], told["state"]) != (128 + number, 128 + number, "interrupted"):
             wrong.append((number, f"exit code {code}, status {told}"))
+        elif told["updates"] != newest(out) or told["of"] < UPDATES:
+            wrong.append((number, f"checkpoint {newest(out)}, status {told}"))
         elif newest(out) <= at or seconds > WITHIN:  # the update that was under way is in it
             wrong.append((number, f"checkpoint {newest(out)} at update {at}, {seconds:.1f} s"))
         elif found := resumed(server, method, out, whole):
@@ -275,6 +277,8 @@ def test_a_comparison_with_workers_saves_every_run_when_it_is_asked_to_end(
         wrong.append((number, f"exit code {process.returncode} after {seconds:.1f} s: {said[-300:]}"))
     for run in runs:
         told = json.loads((run / "status.json").read_text())
-        if (told["state"], told["exit_code"]) != ("interrupted", 143) or newest(run) == 0 or (run / "LOCK").exists():
+        if (told["state"], told["exit_code"]) != ("interrupted", 128 + number) or told["updates"] != newest(run):
+            wrong.append((run.parent.name, told))
+        if newest(run) == 0 or (run / "LOCK").exists():
             wrong.append((run.parent.name, told))
     row("P2", int(not wrong), 1, wrong)

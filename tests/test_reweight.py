@@ -1,6 +1,7 @@
 """A loop of one's own with a Reweighter trains as `fit` does, and is disturbed by it in nothing else."""
 
 import copy
+import gc
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -338,6 +339,131 @@ def test_the_look_ahead_of_an_accumulated_update_knows_what_was_accumulated(
     loss = F.cross_entropy(torch.func.functional_call(model, ahead, (xv,)), yv)
     (expected,) = torch.autograd.grad(loss, w)
     torch.testing.assert_close(found[0], expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("per_epoch", [None, 3])
+def test_a_step_on_the_incomplete_last_batches_of_an_epoch_begins_an_update_anew(
+    points: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], per_epoch: int | None
+) -> None:
+    """As Lightning does it: the call within a closure, old gradients cleared after it, five batches by two."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer = sgd(model)
+    epochs = 3 if per_epoch else None
+    weigh = Reweighter(
+        "lrw-random[q=1,order=strict]", model, optimizer, val=val, accumulate=2, epochs=epochs, per_epoch=per_epoch
+    )
+    parts, held, fresh = [(points[0][i::5].double(), points[1][i::5]) for i in range(5)], list[bool](), True
+    asked: list[Tensor] = []
+    for _ in range(3):
+        for place, (x, y) in enumerate(parts):
+
+            def closure(x: Tensor = x, y: Tensor = y, new: bool = fresh) -> Tensor:
+                w = weigh(x, y)
+                if new:
+                    optimizer.zero_grad()
+                loss = (w * F.cross_entropy(model(x), y, reduction="none")).mean() / 2
+                loss.backward()
+                return loss
+
+            assert fresh == (place % 2 == 0)
+            run = weigh._run
+            if run is not None:
+                assert run.micro == place % 2
+                held.append(run.micro == 1)
+                before, ask = {k: p.grad for k, p in model.named_parameters()}, run._virtual_gradient
+
+                def looked(seen: Any, loss: Tensor, ask: Any = ask, second: int = place % 2, old: Any = before) -> Any:
+                    found = ask(seen, loss)
+                    own = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+                    for (k, g), mine in zip(found.items(), own, strict=True):
+                        torch.testing.assert_close(g, mine / 2 + (old[k] if second else 0))
+                    asked.append(loss)
+                    return found
+
+                run._virtual_gradient = looked  # type: ignore[method-assign]
+            if place % 2 or place == 4:
+                optimizer.step(closure)
+                fresh = True
+            else:
+                closure()
+                fresh = False
+            if run is not None:
+                del run._virtual_gradient
+    run = weigh._run
+    assert run is not None
+    assert (run.micro, run.updates, run.epoch) == (0, 9, 3 if per_epoch else 0)
+    assert len(asked) == 14
+    assert sum(held) == 6
+
+
+def test_a_reweighter_that_is_gone_leaves_no_hook(points: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    optimizer = sgd(model)
+    weigh = Reweighter("mwn", model, optimizer, val=val, accumulate=2)
+    weigh(*points)
+    hooks = optimizer._optimizer_step_post_hooks
+    assert len(hooks) == 1
+    del weigh
+    gc.collect()
+    assert not hooks
+
+
+class Wrapping(torch.optim.Optimizer):
+    """An optimiser around another, as Accelerate has it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step(closure)
+
+
+def test_steps_of_a_wrapped_optimiser_are_noticed_and_those_of_look_aheads_are_not(
+    points: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    optimizer = Wrapping(sgd(model))
+    weigh = Reweighter("lrw-random[q=1,order=strict]", model, optimizer, val=val, accumulate=3)
+    counts = list[tuple[int, int]]()
+    for steps in (False, True, False, False, True):
+        (weigh(*points) * F.cross_entropy(model(points[0]), points[1], reduction="none")).mean().backward()
+        if steps:
+            optimizer.step()
+        run = weigh._run
+        assert run is not None
+        counts.append((run.updates, run.micro))
+    assert counts == [(0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("method", ["l2r", "mwn[q=1]", "lrw-random[q=1]"])
+def test_layers_unfrozen_or_replaced_on_the_way_are_weighed_as_by_a_new_reweighter(
+    method: str, points: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model[0].requires_grad_(False)
+    x, y = points[0].double(), points[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    settings: dict[str, Any] = {
+        "val": (val[0].double(), val[1]),
+        "recipe": {"estimator": "exact", "val_batch_size": 12},
+    }
+    weigh = Reweighter(method, model, optimizer, **settings)
+    stale = weigh(x, y)
+    for change in ("unfrozen", "replaced", "frozen"):
+        model[0].requires_grad_(change != "frozen")
+        if change == "replaced":
+            model[2] = nn.Linear(5, 3).double()
+            optimizer.add_param_group({"params": model[2].parameters()})
+        state = weigh.state_dict()
+        found = weigh(x, y)
+        new = Reweighter(method, model, optimizer, **settings)
+        new.load_state_dict(state)
+        assert_equal(found, new(x, y))
+        assert_equal(weigh.state_dict()["run"]["learners"], new.state_dict()["run"]["learners"])
+    assert not torch.equal(found, stale)
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="has no parameter that is trained; unfreeze"):
+        weigh(x, y)
 
 
 def test_scaled_losses_of_half_precision_are_told_by_the_scaler(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def test_check_tells_all_mistakes_of_a_file_in_one_message(molere: Command, tmp_
         "train.epochs must be an int of at least 1",
         "method.qq: unknown key",
     ]
+
+
+@pytest.mark.parametrize("at", ["train", "method", ""])
+def test_of_very_many_unknown_keys_the_first_are_told_and_the_others_counted(tmp_path: Path, at: str) -> None:
+    many = [f"unheard_of_{i}: {i}" for i in range(1500)]
+    (tmp_path / "a.yaml").write_text("\n".join([f"{at}:", *(f"  {line}" for line in many)] if at else many))
+    began = time.process_time()
+    told = configure.mistakes_of(tmp_path / "a.yaml")
+    assert len(told) == 21
+    assert told[0].startswith(f"{tmp_path / 'a.yaml'}: {at + '.' if at else ''}unheard_of_0: unknown key")
+    assert told[-1] == f"{tmp_path / 'a.yaml'}: {at or 'settings'}: and 1480 more unknown keys"
+    (tmp_path / "b.yaml").write_text("\n".join(f"unheard_of_{i}: {i}" for i in range(20_000)))
+    told = configure.mistakes_of(tmp_path / "b.yaml")
+    assert told == [f"{tmp_path / 'b.yaml'}: line 2001: more than 2000 keys; that is no settings file"]
+    assert time.process_time() - began < 3
 
 
 def test_training_tells_the_same_mistakes_at_once(molere: Command, tmp_path: Path) -> None:

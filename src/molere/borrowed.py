@@ -130,17 +130,20 @@ class Borrowed(Run):
         timed: whether it is known how long the run is.
         unpacks: whether the module takes several tensors.
         began: the update at which an epoch was last begun.
+        history: metrics of each epoch, where there is a pool.
     """
 
     handed: Handed | None = None
     validation: Validation | None = None
     offered: Batch | None = None
     passes_itself = False
-    micro, micros = 0, 1
+    micro: int = 0
+    micros: int = 1
     streams = False
     timed = True
     unpacks = False
     began = -1
+    history: list[dict[str, float]]
     remedy = "lower the learning rate of your loop, or pass grad_clip= if it clips gradients"
 
     def ids_of(self, batch: Batch, which: Bool[Tensor, " n"]) -> str:
@@ -230,6 +233,26 @@ class Borrowed(Run):
         return self.validation(self.recipe.val_batch_size or self.batch_size)
 
     # ---- gradient accumulation
+
+    def advance(self) -> None:
+        """A call is over, and with the last part of an update the update."""
+        self.micro = (self.micro + 1) % self.micros
+        if not self.micro:
+            self._count()
+
+    def stepped(self) -> None:
+        """The owner's optimiser has stepped: an update of fewer parts than were said is over, too."""
+        if self.micro:
+            self.micro = 0
+            self._count()
+
+    def _count(self) -> None:
+        self.updates += 1
+        self.cost.updates += 1
+        if self.updates % self.per_epoch == 0:
+            self.epoch += 1
+            if not self.streams:
+                self.history.append({"epoch": float(self.epoch), **self.notes.row(self.per_epoch * self.micros)})
 
     def _stream(self) -> int:
         return rng.key(self.seed, "dropout", self.updates, *([self.micro] if self.micro else []))

@@ -63,6 +63,8 @@ def read_yaml(path: str | Path, aside: list[str] | None = None) -> dict[str, obj
     aside: as in `parse_yaml`.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: a pipe or a device, expected a regular file; write the settings to a file first")
     try:
         with path.open("rb") as f:
             raw = f.read(LARGEST_FILE + 1)

@@ -13,7 +13,7 @@ from molere.config import dump_value, merge_all
 from molere.corruption import canonical, scenario_of
 from molere.data.decided import KINDS, digest
 from molere.errors import ConfigError
-from molere.fields import build, check_fields, refuse
+from molere.fields import build, check_fields, hints, refuse, unknown_keys
 from molere.limits import shown
 from molere.names import one_line, unknown
 from molere.settings import MethodSpec, Schema
@@ -161,14 +161,18 @@ def experiment(*layers: Mapping[str, object], aside: Sequence[str] = ()) -> Expe
     with a line for each unknown name or key and each value outside its limits, after the mistakes `aside`.
     """
     merged = merge_all(*(_with_mapping(layer) for layer in layers))
+    known = hints(Experiment)
     good, mistakes = dict[str, object](), list(aside)
     for key, value in merged.items():
+        if key not in known:
+            continue
         try:  # each key by itself, so that a mistake in one does not hide those in another
             read = _READ.get(key, _as_it_is)(value)
             build(Experiment, {key: read})
             good[key] = read
         except ConfigError as e:
             mistakes += str(e).splitlines()
+    mistakes += unknown_keys("", (key for key in merged if key not in known), known)
     found = build(Experiment, good)
     refuse([*mistakes, *_mistakes(found, named="methods" in good or "methods" not in merged)])
     if found.data.scenario is not None:

@@ -64,6 +64,22 @@ def unknown_key(where: str, key: object, known: Iterable[str]) -> str:
     return f"{path}{one_line(key).strip(chr(39))}: unknown key; {hint}"
 
 
+def unknown_keys(where: str, keys: Iterable[object], known: Iterable[str]) -> list[str]:
+    """A sentence for each of the first unknown keys at a place, and one that counts the others."""
+    given, listed = list(keys), list(known)
+    return first_of(
+        [lambda k=k: unknown_key(where, k, listed) for k in given], f"{where or 'settings'}: ", "unknown keys"
+    )
+
+
+def first_of(mistakes: Sequence[Callable[[], str]], where: str, what: str) -> list[str]:
+    """The first of many mistakes, and a sentence that counts the others; those are not even worded."""
+    more = len(mistakes) - MOST_TOLD
+    return [*(told() for told in mistakes[:MOST_TOLD]), *([f"{where}and {more} more {what}"] if more > 0 else [])]
+
+
+MOST_TOLD = 20
+"""Mistakes of one kind at one place that are told one by one."""
 Kinds = Mapping[str, Mapping[str, Callable[[], type]]]
 """Field type's name -> kind -> how to get its class; for fields not annotated with a union of classes."""
 
@@ -120,8 +136,7 @@ class _Reader:
             if key in annotations:
                 path = f"{where}.{key}" if where else key
                 found[key] = self.value(annotations[key], value, path, default_of(cls, key))
-            else:
-                self.mistakes.append(unknown_key(where, key, annotations))
+        self.mistakes.extend(unknown_keys(where, (key for key in mapping if key not in annotations), annotations))
         return found
 
     def value(self, annotation: Any, value: object, where: str, default: object) -> object:

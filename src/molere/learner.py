@@ -51,17 +51,27 @@ class Learner:
         self.optimizer = optimizer
         self.schedule = schedule
         self.grad_clip = grad_clip
-        self.params: Params = {k: p for k, p in model.named_parameters() if p.requires_grad}
-        self._leaves = list(self.params.values())
+        self._take(_trained(model))
         self._channels_last = channels_last
         self._double = self._leaves[0].dtype == torch.float64
         self._scaler = torch.amp.GradScaler(self._leaves[0].device.type) if scaled else None
         self._clipped: tuple[float, float] | None = None
         self._stood_still = False
-        self._slots = _slots(model, self.params)
-        self._before: Params | None = None
         self.guarded = False
         """Whether an update along a gradient that is not finite is refused."""
+
+    def _take(self, params: Params) -> None:
+        self.params, self._leaves = params, list(params.values())
+        self._slots = _slots(self.model, params)
+        self._before: Params | None = None
+
+    def renew(self) -> bool:
+        """Take up what was frozen, unfrozen or put in another's place since; whether anything was."""
+        found = _trained(self.model)
+        if list(map(id, found.values())) == list(map(id, self._leaves)):
+            return False
+        self._take(found)
+        return True
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The module's output."""
@@ -286,6 +296,11 @@ class Learner:
             self.schedule.load_state_dict(state["schedule"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def _trained(model: nn.Module) -> Params:
+    """The parameters that are trained, by name; one that is tied, once."""
+    return {k: p for k, p in model.named_parameters() if p.requires_grad}
 
 
 def _hooks(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
@@ -14,7 +15,6 @@ from molere.borrowed import Borrowed, Handed
 from molere.data.pool import DatasetPool, Pool, TensorPool
 from molere.errors import ConfigError
 from molere.fields import build
-from molere.models import head_of
 from molere.recipe import Recipe
 from molere.steps import chunks
 
@@ -68,6 +68,20 @@ class EpochBatches(Iterable[list[int]]):
             yield from (cast(list[int], part.tolist()) for part in chunks(index, run.batch_size))
 
 
+def notice_steps(optimizer: torch.optim.Optimizer, run: Borrowed) -> None:
+    """Tell a run of each step of its owner's optimiser, as long as there is the run; ConfigError if that cannot be."""
+    if not hasattr(optimizer, "register_step_post_hook"):
+        given = f"{type(optimizer).__name__} does not tell of its steps"
+        raise ConfigError(f"{given}, which accumulate= needs; derive it from torch.optim.Optimizer")
+    told = weakref.ref(run)
+
+    def stepped(*_: object) -> None:
+        if (known := told()) is not None:
+            known.stepped()
+
+    weakref.finalize(run, optimizer.register_step_post_hook(stepped).remove).atexit = False
+
+
 def weights_of(handed: Handed) -> Tensor:
     """The weights of the examples that train; ones where the method has none for them."""
     return torch.ones_like(handed.seen.losses.detach()) if handed.weights is None else handed.weights.clone()
@@ -82,14 +96,6 @@ def classes_of(out: object, n: int, module: nn.Module) -> int:
         given = f"{name} gives {list(out.shape)} for {n} examples"
         raise ConfigError(f"{given}, expected logits [{n}, classes]; say with logits= where they are")
     return out.shape[1]
-
-
-def head_or_none(module: nn.Module) -> nn.Module | None:
-    """The head, or none; methods that need one say so."""
-    try:
-        return head_of(module)[1]
-    except ConfigError:
-        return None
 
 
 def pool_of(data: Any) -> Pool:  # Any: as Reweighter takes it

@@ -17,9 +17,10 @@ from molere.data.pool import Data, Pool
 from molere.errors import ConfigError, DataError
 from molere.holdouts import Given
 from molere.learner import Learner
-from molere.lending import ENDLESS, LOOPS, built, classes_of, head_or_none, recipe_of
+from molere.lending import ENDLESS, LOOPS, built, classes_of, notice_steps, recipe_of
 from molere.method import Method
 from molere.methods.control import Drop
+from molere.models import head_or_none
 from molere.opening import Setup, check_trained
 from molere.recipe import Recipe
 from molere.rundata import Lent
@@ -101,7 +102,15 @@ class Loan:
         run.untap()
         run.streams, run.micros, run.unpacks = self.pool is None, self.accumulate, unpacks
         run.timed = self.epochs is not None and (self.pool is not None or self.per_epoch is not None)
+        if self.accumulate > 1:
+            notice_steps(self.optimizer, run)
         return run
+
+    def renew(self, run: Borrowed) -> None:
+        """Take up what the owner has frozen, unfrozen or replaced in the module since the last call."""
+        if run.classifier.renew():
+            check_trained(self.model)
+            run.head = head_or_none(run.classifier.model)
 
     def state(self, method: Method[Any], run: Borrowed) -> Any:  # Any: of the method's own kind
         """The method's state at the start."""
@@ -149,6 +158,12 @@ def check_trains(run: Borrowed, index: Tensor, label: str) -> None:
 def uncompiled(model: nn.Module) -> nn.Module:
     """The module inside what torch.compile made, with the same parameters; others as they are."""
     return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser inside others that hold it as `optimizer`, as Accelerate's do."""
+    within = getattr(optimizer, "optimizer", None)
+    return unwrapped(within) if isinstance(within, torch.optim.Optimizer) else optimizer
 
 
 def _check_module(model: object) -> None:

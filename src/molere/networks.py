@@ -130,11 +130,12 @@ class MarginNet(nn.Module):
 
     def __init__(self, width: int, hidden: int = 128) -> None:
         super().__init__()
+        self.width = width
         self.mlp = _with_hidden(width, hidden, lambda width: nn.Linear(width, 1))
 
     def forward(self, margins: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-        """The weights; pass the margins detached."""
-        return torch.sigmoid(self.mlp(margins).squeeze(1))
+        """The weights; pass the margins detached. Those of outputs beyond the classes of the data are left out."""
+        return torch.sigmoid(self.mlp(margins[:, : self.width]).squeeze(1))
 
 
 def _scalar(width: int) -> nn.Linear:

@@ -15,7 +15,7 @@ from molere.errors import ConfigError, ResourceError
 from molere.identity import plain
 from molere.learner import Learner
 from molere.method import Method, Run, Scouts
-from molere.models import head_of
+from molere.models import head_or_none
 from molere.models.weights import content as weights_content
 from molere.names import unknown
 from molere.optim import Schedule, make_optimizer
@@ -78,7 +78,7 @@ def open_run(setup: Setup, scouts: Scouts) -> Run:
         recipe=recipe,
         seed=setup.seed,
         classifier=_learner(model, recipe, setup.device, per_epoch),
-        head=head_of(model)[1],
+        head=head_or_none(model),
         device=setup.device,
         budget=recipe.epochs * per_epoch,
         per_epoch=per_epoch,

@@ -26,7 +26,7 @@ from molere.borrowed import Borrowed, Handed, StreamBatch, without_data
 from molere.data.pool import Batch, Pool
 from molere.errors import ConfigError, NumericsError
 from molere.lending import EpochBatches, pool_of, weights_of
-from molere.loan import Loan, check_trains, uncompiled
+from molere.loan import Loan, check_trains, uncompiled, unwrapped
 from molere.loanstate import check_saved, put_back, saved
 from molere.method import Method
 from molere.split import Split
@@ -48,7 +48,8 @@ class Reweighter:
         epochs: how many epochs the loop takes; with data=, or for methods that wait for a share of the run.
         per_epoch: updates of an epoch; with data=, as many as there are whole batches.
         batch_size: examples in a call; none: as many as in the first.
-        accumulate: calls for each step of the optimiser (gradient accumulation); the loop divides its loss by it.
+        accumulate: calls for each step of the optimiser (gradient accumulation); the loop divides its loss by it. A
+            step before that, as at an epoch's end, is noticed, and the next call begins a new one.
         grad_clip: the largest norm, if the loop clips gradients: look-aheads then do so too.
         scaler: the loop's GradScaler, if it has one.
         logits: where the logits are in what the module returns, if it returns more: `lambda out: out.logits`.
@@ -85,11 +86,11 @@ class Reweighter:
             raise ConfigError("data= is its own validation data, held out by the method; pass data or val, not both")
         self.label = method if isinstance(method, str) else type(method).__name__.lower()
         self.method = settings.method_of(method)
-        self.model = uncompiled(model)
-        self.optimizer, self.epochs, self.batch_size, self.seed = optimizer, epochs, batch_size, seed
+        self.model, self.optimizer = uncompiled(model), unwrapped(optimizer)
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.pool = None if data is None else pool_of(data)
         self._loan = Loan(
-            model=self.model, optimizer=optimizer, read=logits, pool=self.pool,
+            model=self.model, optimizer=self.optimizer, read=logits, pool=self.pool,
             initial=None if self.pool is None else copy.deepcopy(self.model),
             epochs=epochs, per_epoch=per_epoch, accumulate=accumulate,
             said={"grad_clip": grad_clip, **(recipe or {})}, scaler=scaler, cache=cache, seed=seed, label=self.label,
@@ -217,6 +218,7 @@ class Reweighter:
         check_mode()
         given = labelled(x, y)
         run = self._open(given.x, len(given))
+        self._loan.renew(run)
         check_classes(given.y, run.pool.num_classes)
         batch = self._batch(run, given.x, given.y, index)
         run.offered, run.handed, run.passes_itself = batch, None, itself
@@ -235,7 +237,7 @@ class Reweighter:
         finally:
             run.untap()
             run.forget()
-        self._advance(run)
+        run.advance()
         assert run.handed is not None, "a method's step makes one update"
         handed, run.handed = run.handed, None
         return handed
@@ -278,17 +280,6 @@ class Reweighter:
             run.began = run.updates
         return run
 
-    def _advance(self, run: Borrowed) -> None:
-        run.micro = (run.micro + 1) % run.micros
-        if run.micro:
-            return
-        run.updates += 1
-        run.cost.updates += 1
-        if run.updates % run.per_epoch == 0:
-            run.epoch += 1
-            if self.pool is not None:
-                self.history.append({"epoch": float(run.epoch), **run.notes.row(run.per_epoch * run.micros)})
-
     # ---- the run
 
     def _open(self, x: Tensor, n: int | None = None) -> Borrowed:
@@ -299,4 +290,5 @@ class Reweighter:
 
     def _make(self, classes: int, size: int, *, unpacks: bool) -> None:
         run = self._loan.run(self.method, classes, size, unpacks=unpacks)
+        run.history = self.history
         self._run, self.state = run, self._loan.state(self.method, run)

@@ -42,7 +42,9 @@ class RunData:
     def __init__(self, lent: Lent) -> None:
         self.pool, self.recipe, self.seed, self.device = lent.pool, lent.recipe, lent.seed, lent.device
         self.budget, self.per_epoch, self.batch_size = lent.budget, lent.per_epoch, lent.batch_size
-        self.epoch, self.updates, self.cost = 0, 0, Cost()
+        self.epoch: int = 0
+        self.updates: int = 0
+        self.cost = Cost()
         self.notes = Notes(len(lent.pool), lent.device, _flipped(lent.pool))
         self._batches = Batches(len(lent.pool), lent.seed, lent.device)
         self._augments = lent.recipe.augment and lent.pool.augments

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast  # Any: schema.json is what it is
 from molere import registry
 from molere.config import dump_value, flatten, merge_all, read_overrides
 from molere.errors import ConfigError
-from molere.fields import Kinds, build, refuse, unknown_key
+from molere.fields import Kinds, build, refuse, unknown_keys
 from molere.limits import Limits, shown
 from molere.names import one_line, pick, unknown
 
@@ -111,13 +111,10 @@ def recipe_settings() -> Schema:
 
 def mistakes_in(settings: Mapping[str, object], known: Schema, where: str) -> list[str]:
     """A sentence for each unknown key and each value outside its limits; needs no torch."""
-    found = list[str]()
+    found = unknown_keys(where, (key for key in settings if key not in known), [*known, *_deeper(known)])
     for key, value in settings.items():
-        path = f"{where}.{key}" if where else key
-        if key not in known:
-            found.append(unknown_key(where, key, [*known, *_deeper(known)]))
-        else:
-            found += _mistakes_at(known[key], value, path)
+        if key in known:
+            found += _mistakes_at(known[key], value, f"{where}.{key}" if where else key)
     return found
 
 
@@ -195,7 +192,7 @@ def nobodys(specs: Sequence[MethodSpec], overrides: Mapping[str, object]) -> lis
     if any(t is None for t in tables):
         return []
     known = dict.fromkeys(k for t in tables if t for k in (*t, *_deeper(t)))
-    return [unknown_key("method", k, known) for k in overrides if not any(t and k in t for t in tables)]
+    return unknown_keys("method", (k for k in overrides if not any(t and k in t for t in tables)), known)
 
 
 def check_model(name: str) -> None:

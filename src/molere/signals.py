@@ -5,7 +5,7 @@ Only a command or a worker process takes signals over (`heeded`); a library call
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,9 +30,10 @@ class _Requests:
     def __init__(self) -> None:
         self.asked: int | None = None
         self.looking = 0
+        self.meant: Callable[[int], int] = int
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        again = self.asked is not None
+        again, number = self.asked is not None, self.meant(number)
         if again and number != signal.SIGINT:
             return
         self.asked = number if self.asked is None else self.asked
@@ -49,10 +50,11 @@ _requests = _Requests()
 
 
 @contextmanager
-def heeded() -> Generator[None]:
+def heeded(meant: Callable[[int], int] = int) -> Generator[None]:
     """Within the block SIGINT, SIGTERM and SIGUSR1 raise Stopped: in a training once it has saved, elsewhere at once.
 
     A second SIGINT ends a training at once as well; its last checkpoint stays. Only the main thread may enter.
+    meant: what a signal stands for, where another process passes on one that it was sent.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,7 +62,7 @@ def heeded() -> Generator[None]:
     before = {number: signal.signal(number, _requests.take) for number in ASKING}
     if hasattr(signal, "SIGALRM"):
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _requests.give_up)
-    _requests.asked = None
+    _requests.asked, _requests.meant = None, meant
     try:
         yield
     finally:
@@ -68,7 +70,7 @@ def heeded() -> Generator[None]:
             signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
-        _requests.asked = None
+        _requests.asked, _requests.meant = None, int
 
 
 @contextmanager

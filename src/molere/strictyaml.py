@@ -11,11 +11,13 @@ from typing import Any, cast  # Any: PyYAML's constructors are untyped
 import yaml
 
 from molere.errors import ConfigError
-from molere.fields import refuse
+from molere.fields import first_of, refuse
 from molere.names import one_line
 
 DEEPEST = 60
 """Brackets within brackets; settings need four, and PyYAML takes seconds for thousands."""
+MOST_KEYS = 2000
+"""Keys of a settings file; all settings of all methods are a tenth of them, and PyYAML takes seconds for more."""
 _PLAIN = "tag:yaml.org,2002:"
 _ALIAS = "tag:alias"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -34,7 +36,7 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.mistakes: list[str] = []
-        self._depth, self._anchored = 0, False
+        self._depth, self._keys, self._anchored = 0, 0, False
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = cast(Any, self).peek_event()
@@ -44,6 +46,9 @@ class _StrictLoader(yaml.SafeLoader):
             return yaml.ScalarNode(_ALIAS, "")
         if self._depth == DEEPEST:
             raise RecursionError
+        self._keys += isinstance(parent, yaml.MappingNode) and cast(object, index) is None
+        if self._keys > MOST_KEYS:
+            raise ConfigError(f"line {event.start_mark.line + 1}: more than {MOST_KEYS} keys; that is no settings file")
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -127,7 +132,7 @@ def load(text: str, where: str, aside: list[str] | None = None) -> object:
     except (RecursionError, ValueError) as e:
         reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
         raise ConfigError(f"{where}: {' '.join(reason.split())}") from None
-    mistakes = [f"{where}: {m}" for m in loader.mistakes]
+    mistakes = first_of([lambda m=m: f"{where}: {m}" for m in loader.mistakes], f"{where}: ", "mistakes")
     if aside is None:
         refuse(mistakes)
     else:

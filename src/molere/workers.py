@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
@@ -24,6 +25,7 @@ from molere.jobs import Bench, Emit, Failure, Job, Outcome, Plan, Progress
 
 READY = "ready"
 PATIENCE = 9.0  # seconds that the workers are given, all together, to save and end
+AT_ONCE = 1.0  # of these, where they are asked a second time by Ctrl-C, to end without saving
 
 
 def run_side_by_side(jobs: Sequence[Job], plan: Plan, emit: Emit, *, workers: int, threads: int) -> None:
@@ -35,20 +37,34 @@ def run_side_by_side(jobs: Sequence[Job], plan: Plan, emit: Emit, *, workers: in
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise ConfigError(_UNGUARDED)  # a worker of ours is importing the script that called us
     waiting = deque(jobs)
-    crew = [Worker(plan, threads) for _ in range(min(workers, len(jobs)))]
+    crew, number = list[Worker](), int(signal.SIGTERM)
     try:
+        while len(crew) < min(workers, len(jobs)):
+            crew.append(Worker(plan, threads))
         while any(not worker.ended for worker in crew):
             connection.wait([worker.channel for worker in crew if not worker.ended], timeout=0.5)
             for worker in [w for w in crew if not w.ended]:
                 worker.attend(waiting, emit)
                 if worker.ended and waiting:
                     crew.append(Worker(plan, threads))
+    except KeyboardInterrupt as error:
+        number = getattr(error, "exit_code", 128 + signal.SIGINT) - 128
+        raise
     finally:
-        for worker in crew:
-            worker.ask()
-        until = time.monotonic() + PATIENCE
-        for worker in crew:
-            worker.stop(until)
+        try:
+            _dismiss(crew, number, PATIENCE)
+        except KeyboardInterrupt:  # asked again while they save
+            _dismiss(crew, signal.SIGINT, AT_ONCE)
+            raise
+
+
+def _dismiss(crew: "Sequence[Worker]", number: int, patience: float) -> None:
+    """Ask all workers to end, for the signal that this process was sent, and end those that have not in time."""
+    for worker in crew:
+        worker.ask(number)
+    until = time.monotonic() + patience
+    for worker in crew:
+        worker.stop(until)
 
 
 class Worker:
@@ -57,9 +73,11 @@ class Worker:
     def __init__(self, plan: Plan, threads: int) -> None:
         context: SpawnContext = multiprocessing.get_context("spawn")
         self.channel, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, plan, threads))
+        why, self._why = context.Pipe(duplex=False)
+        self.process = context.Process(target=serve, args=(theirs, why, plan, threads))
         self.process.start()
         theirs.close()
+        why.close()
         self.job: Job | None = None
         self.ready = self.ended = False
 
@@ -108,9 +126,11 @@ class Worker:
             emit(Outcome(self.job, failure=Failure(message, "ResourceError", ResourceError.exit_code)))
             self.job = None
 
-    def ask(self) -> None:
-        """Ask the process to save its run and end."""
+    def ask(self, number: int) -> None:
+        """Ask the process to save its run and end, for this signal."""
         if self.process.is_alive():
+            with suppress(OSError):  # it has ended just now
+                self._why.send(number)
             self.process.terminate()
 
     def stop(self, until: float) -> None:
@@ -120,21 +140,35 @@ class Worker:
             self.process.kill()
             self.process.join(PATIENCE)
         self.channel.close()
+        self._why.close()
         self.ended = True
 
 
-def serve(channel: Connection, plan: Plan, threads: int) -> None:
-    """What a worker does: say that it is ready, then run the jobs it is given until there is none."""
+def serve(channel: Connection, why: Connection, plan: Plan, threads: int) -> None:
+    """What a worker does: say that it is ready, then run the jobs it is given until there is none.
+
+    why: gives the number of the signal for which the parent asks it to end, before it asks.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     bench = Bench(plan)
     if torch := sys.modules.get("torch"):  # the bench has imported it; the parent, which imports us, has not
         torch.set_num_threads(threads)
-    with suppress(EOFError, OSError, signals.Stopped), signals.heeded():  # the parent is gone, or wants us gone
+    with (
+        suppress(EOFError, OSError, signals.Stopped),
+        signals.heeded(partial(_meant, why)),
+    ):  # the parent is gone, or wants us gone
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides
         channel.send(READY)
         while (job := channel.recv()) is not None:
             channel.send(bench.run(job, channel.send))
+
+
+def _meant(why: Connection, number: int) -> int:
+    """The signal that the parent was sent, if this one is the parent's."""
+    with suppress(EOFError, OSError):
+        return why.recv() if number == signal.SIGTERM and why.poll() else number
+    return number
 
 
 def _end_with_parent() -> None:

@@ -65,9 +65,9 @@ class LRW(Method[LRWState]):
         check_fields(self)
 
     def init(self, run: Run) -> LRWState:
-        """Choose the validation part (which may take scouts) and make the weight network."""
-        part = self.holdout(run, self.delta).val
-        return LRWState(self.weights.init(run), part)
+        """Make the weight network and choose the validation part, which may take scouts."""
+        weigher = self.weights.init(run)  # first: it refuses what it cannot weigh before scouts are trained
+        return LRWState(weigher, self.holdout(run, self.delta).val)
 
     def split(self, run: Run, state: LRWState) -> Split:
         """The same split throughout."""

@@ -17,12 +17,12 @@ from torch import nn
 from molere.errors import ConfigError
 from molere.models.pretrained import from_timm
 from molere.models.small import Classifier, Shape, cnn, linear, mlp, resnet, wide_resnet
-from molere.models.structure import feature_width, head_of, is_shallow, replace_head, with_dropout
+from molere.models.structure import feature_width, head_of, head_or_none, is_shallow, replace_head, with_dropout
 from molere.models.weights import is_file, load_published, load_weights
 from molere.names import nearest, one_line
 from molere.rng import key, seeded
 
-__all__ = ["Classifier", "build", "feature_width", "head_of", "is_shallow", "replace_head"]
+__all__ = ["Classifier", "build", "feature_width", "head_of", "head_or_none", "is_shallow", "replace_head"]
 
 Maker = Callable[[Shape, int, float], nn.Module]
 

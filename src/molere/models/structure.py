@@ -42,6 +42,14 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
     return name, head
 
 
+def head_or_none(model: nn.Module) -> nn.Module | None:
+    """The module of the head, or none where `head_of` finds none; methods that read its input say so themselves."""
+    try:
+        return head_of(model)[1]
+    except ConfigError:
+        return None
+
+
 def feature_width(model: nn.Module) -> int:
     """The number d of penultimate features: `in_features` of the head, or of the first Linear inside it."""
     _, head = head_of(model)

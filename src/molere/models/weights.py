@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molere.errors import ConfigError, DataError, ResourceError
-from molere.models.structure import head_of
+from molere.models.structure import head_of, head_or_none
 from molere.names import one_line, unknown
 
 ENDINGS: Final = (".safetensors", ".pt", ".pth")
@@ -137,10 +137,10 @@ def fitted(model: nn.Module, state: State, what: str, name: str) -> tuple[State,
     Raises ConfigError if more than the head differs.
     """
     wanted = cast(State, model.state_dict())
-    head = head_of(model)[0]
-    state = _positions_fitted(_as_wrapped(state, wanted, head), wanted)
+    head = None if head_or_none(model) is None else head_of(model)[0]
+    state = _positions_fitted(_as_wrapped(state, wanted, head or ""), wanted)
     state = {k: v for k, v in state.items() if k in wanted or not k.startswith(("aux", "AuxLogits"))}
-    own = {k for k in wanted if k.startswith(f"{head}.") or k == "head" or not head}
+    own = {k for k in wanted if head is not None and (k.startswith(f"{head}.") or k == "head" or not head)}
     other = sorted(k for k in own if k in state and state[k].shape != wanted[k].shape)
     wrong = sorted(k for k in wanted if k in state and k not in own and state[k].shape != wanted[k].shape)
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked") and k not in own]
