@@ -200,8 +200,9 @@ SLOW = pytest.mark.slow
     [
         "lrw-hard",
         "molere",
+        "lrw-random[weights.network=frozen]",
         "lrwopt[exact_pass=true,patience=9]",
-        *(pytest.param(m, marks=SLOW) for m in ("mbr", "lrwopt", "rho-loss", "lrw-easy")),
+        *(pytest.param(m, marks=SLOW) for m in ("mbr", "lrwopt", "rho-loss", "lrw-easy", "molere[expect=noise]")),
     ],
 )
 def test_an_example_that_cannot_be_ranked_is_named_and_left_out(method: str, tmp_path: Path) -> None:

@@ -733,9 +733,9 @@ def test_losses_that_grew_too_large_are_not_answered_with_settings_of_fit() -> N
     weigh = Reweighter("mwn", model, sgd(model), val=(POOL.batch(torch.arange(16)).x, POOL.y[:16]))
     b = POOL.batch(torch.arange(16))
     with torch.no_grad():
-        model[0].weight[0, 0] = torch.inf
+        model[2].bias[0] = torch.inf
     with pytest.raises(
-        NumericsError, match=r"^parameter 0\.weight of the classifier is not finite .* of your loop"
+        NumericsError, match=r"^parameter 2\.bias of the classifier is not finite .* of your loop"
     ) as caught:
         weigh(b.x.double(), b.y)
     assert "train." not in str(caught.value)

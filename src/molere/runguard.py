@@ -139,6 +139,11 @@ class RunGuard(RunData):
         fine = torch.ones_like(everyone, dtype=torch.bool).index_fill(0, odd[bad], False)
         return fine.nonzero().flatten()
 
+    def filled(self, values: Float[Tensor, "N *d"]) -> Float[Tensor, "N *d"]:
+        """What a network is to read of every example; zeros where it cannot, as `rankable` says."""
+        fine = self.rankable(0 * values.flatten(1).sum(1) if values.ndim > 1 else 0 * values)
+        return values if len(fine) == len(values) else torch.zeros_like(values).index_copy(0, fine, values[fine])
+
     def _leave_out(self, index: Int[Tensor, " k"]) -> None:
         new = sorted({int(i) for i in index} - self._unranked)
         if new:

@@ -56,14 +56,14 @@ class Weights:
         if self.network == "full":
             return WeightNet.full(run.classifier.model, classes)
         if self.network == "signals":
-            return _Signals(WeightNet.on_features(2, self.hidden, classes), run.margins("crossfit"))
+            return _Signals(WeightNet.on_features(2, self.hidden, classes), run.filled(run.margins("crossfit")))
         head = WeightNet.on_features(run.feature_width, self.hidden, classes)
         return head if self.network == "features" else _Frozen(head, len(run.pool), run.feature_width)
 
     def __call__(self, run: Run, weigher: Learner, seen: Seen) -> Float[Tensor, " n"]:
         """The weights of a batch, with their graph; mean 1. Frozen features are those at the first call."""
         if isinstance(weigher.model, _Frozen) and not bool(weigher.model.filled):
-            weigher.model.fill(run.predict(torch.arange(len(run.pool), device=run.device))[1])
+            weigher.model.fill(run.filled(run.predict(torch.arange(len(run.pool), device=run.device))[1]))
         if self.network == "full":
             run.cost.virtual_forward += len(seen)  # a network of the classifier's size
             scores = weigher(seen.batch.x, seen.batch.y)
