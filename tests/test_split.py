@@ -51,6 +51,7 @@ def run_of(y: Tensor, margins: Tensor | None = None, seed: int = 0, clean_y: Ten
         pool=Pool(),
         rng=rng,
         margins=of,
+        rankable=lambda scores: torch.arange(len(scores)),
         asked=asked,
         scout_part=ids(0, 1, 39),
         log=logged.update,

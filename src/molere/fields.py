@@ -132,11 +132,11 @@ class _Reader:
     def values(self, cls: type, mapping: Mapping[str, object], where: str) -> dict[str, object]:
         """The fields that the mapping names; None in the place of those that cannot be read."""
         annotations, found = hints(cls), dict[str, object]()
+        self.mistakes.extend(unknown_keys(where, (key for key in mapping if key not in annotations), annotations))
         for key, value in mapping.items():
             if key in annotations:
                 path = f"{where}.{key}" if where else key
                 found[key] = self.value(annotations[key], value, path, default_of(cls, key))
-        self.mistakes.extend(unknown_keys(where, (key for key in mapping if key not in annotations), annotations))
         return found
 
     def value(self, annotation: Any, value: object, where: str, default: object) -> object:
