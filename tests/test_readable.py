@@ -56,7 +56,7 @@ def test_changed_added_and_bad_files_are_tried_again_and_no_others(index: Index,
 def test_of_many_files_only_the_times_of_their_folders_are_compared(
     index: Index, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("molere.data.build.MANY", 20)
+    monkeypatch.setattr(readable, "MANY", 20)
     asked, plain = list[str](), readable._state
 
     def start(on_bad: str = "skip") -> list[str]:
@@ -72,6 +72,13 @@ def test_of_many_files_only_the_times_of_their_folders_are_compared(
     monkeypatch.setattr(readable, "_state", lambda path: (asked.append(Path(path).name), plain(path))[1])
     assert start() == []
     assert {*asked} == {"ant", "bee"}
+
+
+def test_files_that_are_large_together_are_many(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum((index.root / path).stat().st_size for path in index.paths)
+    monkeypatch.setattr(readable, "MUCH", size)
+    assert not readable.are_many([index.files])
+    assert readable.are_many([index.files, index.files])
 
 
 def test_one_folder_that_changed_is_looked_through_again(index: Index, decoded: list[str]) -> None:

@@ -15,7 +15,7 @@ from molere.data.imagefiles import ImageFiles
 from molere.data.imagepool import ImagePool
 from molere.data.index import Index
 from molere.data.pool import Data, Pool, TensorPool
-from molere.data.readable import MANY, mistakes
+from molere.data.readable import are_many, mistakes
 from molere.data.scenarios import Part, Scenario, corrupted, in_both_groups, shifted
 from molere.errors import DataError
 from molere.rng import key
@@ -52,8 +52,8 @@ def data_of(
     at most 1,000). `limit`: a stratified subset of the training rows. `memory`: all images are decoded into one
     tensor; "auto": where they take at most 1 GiB and no random resized crops of whole images are asked for
     (augment="imagenet"). Else files are read batch by batch, and all that will be used are looked through beforehand,
-    once for as long as they do not change (`molere.data.readable`); of more than `MANY` a bad one is found when it is
-    met, unless on_bad="skip" asks to look. Batches and label noise are the same either way.
+    once for as long as they do not change (`molere.data.readable`); of very many (`MANY`, `MUCH`) a bad one is found
+    when it is met, unless on_bad="skip" asks to look. Batches and label noise are the same either way.
     Raises DataError for bad images, named and counted, and for unlike classes; with on_bad="skip" these are left out.
     """
     _check(train, tests, select, limit)
@@ -123,8 +123,8 @@ def _fits(parts: Sequence[Part], size: int, augment: str) -> bool:
 
 def _readable(name: str, parts: Sequence[Part], size: int, on_bad: str, in_memory: bool) -> list[Part]:
     """The parts without rows that cannot be read; their images decoded where they are kept in memory."""
-    many = sum(len(part.y) for part in parts) > MANY
-    if many and not in_memory and on_bad != "skip":
+    many = not in_memory and are_many([cast(ImageFiles, part.x) for part in parts])
+    if many and on_bad != "skip":
         return list(parts)
     found = [_tried(cast(ImageFiles, part.x), size, in_memory, many) for part in parts]
     starts = np.cumsum([0, *(len(part.y) for part in parts)])

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,8 @@ from molere.data.imagefiles import ImageFiles
 FORMAT = 1
 MANY = 50_000
 """Of more files none is looked at beforehand, unless that is asked for; then their folders' times are compared."""
+MUCH = 4 * 2**30
+"""Bytes of files, of which the same holds; decoding them takes minutes."""
 _AT_ONCE = 10_000  # files decoded before what was found is remembered
 _ROWS = 8192  # hashed together, so that they stay in the processor's cache
 _FACTOR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
@@ -46,6 +49,14 @@ def mistakes(files: ImageFiles, *, by_folder: bool = False, anew: bool = False) 
         found |= {int(rows[at]): said for at, said in bad.items()}
         remember(place, marks[np.delete(rows, list(bad))])
     return found
+
+
+def are_many(parts: Sequence[ImageFiles]) -> bool:
+    """Whether these files are more, or larger, than are looked through before they are needed."""
+    if sum(map(len, parts)) > MANY:
+        return True
+    sizes = (max(0, _state(f"{files.root}/{path}")[0]) for files in parts for path in files.paths.tolist())
+    return sum(sizes) > MUCH
 
 
 def place_of(root: Path) -> Path:
