@@ -206,6 +206,16 @@ def test_label_balance_counts_every_split() -> None:
     assert drawn["the last validation part"] == [100.0, 0.0]
 
 
+def test_weights_of_a_single_epoch_are_drawn_too() -> None:
+    row = {"epoch": 2.0} | {f"weight_p{q:02}": q / 50 for q in (5, 25, 50, 75, 95)}
+    picture = curves.weights([row])
+    assert picture is not None
+    axes = picture.figure.axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[1.75, 1.0], [2.25, 1.0]]
+    widths = [np.ptp(c.get_paths()[0].vertices, axis=0).tolist() for c in axes.collections]
+    assert widths == [pytest.approx([0.5, 1.8]), pytest.approx([0.5, 1.0])]
+
+
 @pytest.mark.parametrize(
     "nothing",
     [

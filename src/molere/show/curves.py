@@ -96,7 +96,10 @@ def weights(history: History) -> Picture | None:
         axes = figure.subplots()
         if len(bands["weight_p50"][0]):
             x = bands["weight_p50"][0]
-            low, lower, middle, upper, high = (bands[name][1] for name in QUANTILES)
+            quantiles = [bands[name][1] for name in QUANTILES]
+            if len(x) == 1:  # a band of one epoch has no width of its own
+                x, quantiles = x + np.array([-0.25, 0.25]), [np.repeat(values, 2) for values in quantiles]
+            low, lower, middle, upper, high = quantiles
             axes.fill_between(x, low, high, color=COLOURS[5], alpha=0.3, linewidth=0, label="5 to 95 % of examples")
             axes.fill_between(x, lower, upper, color=COLOURS[0], alpha=0.45, linewidth=0, label="25 to 75 %")
             axes.plot(x, middle, color=INK, label="median")
